@@ -1,0 +1,37 @@
+# Both targets start from nothing but Python 3.11+, git and make.
+
+PYTHON ?= python3
+BIN := .venv/bin
+DEMO_BACKEND ?= jax
+BACKENDS ?= jax tensorflow torch
+
+.PHONY: demo test lint clean
+
+demo: .venv/demo
+	KERAS_BACKEND=$(DEMO_BACKEND) $(BIN)/keras-mixer demo
+
+test: .venv/dev lint
+	for backend in $(BACKENDS); do \
+		KERAS_BACKEND=$$backend $(BIN)/python -m pytest || exit 1; \
+	done
+
+lint: .venv/dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+.venv/python:
+	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or newer is needed: make PYTHON=python3.12 ...')"
+	$(PYTHON) -m venv .venv
+	touch $@
+
+.venv/demo: .venv/python pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable '.[jax,demo]'
+	touch $@
+
+.venv/dev: .venv/python pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@ .venv/demo
+
+clean:
+	rm -rf .venv build dist

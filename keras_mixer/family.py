@@ -1,0 +1,128 @@
+"""The constructors of the family: `MixerS32` ... `MixerH14` and `MixerTi4`."""
+
+from pathlib import Path
+
+from keras_mixer.checkpoints import find_checkpoint, list_checkpoints, weights_path
+from keras_mixer.convert import describe
+from keras_mixer.model import mlp_mixer
+from keras_mixer.resolution import resize
+from keras_mixer.variants import parse_variant
+from keras_mixer.weight_files import WEIGHT_ENDINGS, read_weights
+
+_DOC = """Build Mixer-{variant}: {num_blocks} blocks of width {hidden_dim}.
+
+    Args:
+        weights: `None` for random weights, {weights}the path of an official `.npz`, a
+            timm `.safetensors` or a `.weights.h5` of this package.
+        input_shape: `(height, width, channels)` of the images, channels last; `None`
+            for {image_size} x {image_size} RGB. At another size than the weights' own,
+            the token-mixing MLPs are adapted as `keras_mixer.resize` does.
+        num_classes: Number of classes. `None` keeps the head of the weights (1000
+            classes without weights); 0 gives pooled features (`pre_logits`); any other
+            number than the weights' own gives a new zero head.
+        classifier_activation: Activation of the head; `None` for logits.
+        include_preprocessing: Whether the graph normalises: the model then takes pixels
+            in [0, 255]. `False`: the input is already normalised.
+        dropout_rate: Dropout inside the MLPs, in [0, 1).
+        stochastic_depth_rate: Probability to drop a branch of the last block, in
+            [0, 1); it grows linearly from 0 at the first block.
+        name: Name of the model; `None` for "{name}".
+        dtype: Dtype policy of the blocks, for example `"mixed_bfloat16"`.
+
+    Returns:
+        An `MLPMixer`, a functional `keras.Model`.
+
+    Raises:
+        ValueError: If an argument is out of its range, there is no such checkpoint, or
+            the file does not fit the model.
+        FileNotFoundError: If `weights` is a path and there is no such file.
+
+    Reference: paper, table 1.
+    """
+
+
+def _constructor(variant):
+    sizes = parse_variant(variant)
+    default_name = f"mixer_{variant.replace('/', '').lower()}"
+
+    def constructor(
+        weights=None,
+        *,
+        input_shape=None,
+        num_classes=None,
+        classifier_activation="softmax",
+        include_preprocessing=True,
+        dropout_rate=0.0,
+        stochastic_depth_rate=0.0,
+        name=None,
+        dtype=None,
+    ):
+        own_shape = (sizes.image_size, sizes.image_size, 3)
+        input_shape = own_shape if input_shape is None else tuple(input_shape)
+        checkpoint, path = _find(variant, weights)
+        if path is None or _is_for(path, input_shape, sizes):
+            own_shape = input_shape
+        model = mlp_mixer(
+            patch_size=sizes.patch_size,
+            hidden_dim=sizes.hidden_dim,
+            num_blocks=sizes.num_blocks,
+            tokens_mlp_dim=sizes.tokens_mlp_dim,
+            channels_mlp_dim=sizes.channels_mlp_dim,
+            input_shape=own_shape,
+            num_classes=num_classes,
+            weights=path,
+            approximate_gelu=checkpoint.approximate_gelu if checkpoint else None,
+            preprocessing=checkpoint.preprocessing if checkpoint else None,
+            classifier_activation=classifier_activation,
+            include_preprocessing=include_preprocessing,
+            dropout_rate=dropout_rate,
+            stochastic_depth_rate=stochastic_depth_rate,
+            name=name or default_name,
+            dtype=dtype,
+        )
+        if checkpoint and model.config["num_classes"] == checkpoint.num_classes:
+            model.labels = checkpoint.labels
+        return model if own_shape == input_shape else resize(model, input_shape)
+
+    names = [checkpoint.name for checkpoint in list_checkpoints(variant)]
+    constructor.__name__ = constructor.__qualname__ = f"Mixer{variant.replace('/', '')}"
+    constructor.__doc__ = _DOC.format(
+        variant=variant,
+        num_blocks=sizes.num_blocks,
+        hidden_dim=sizes.hidden_dim,
+        image_size=sizes.image_size,
+        weights="".join(f'`"{name}"`, ' for name in names) + ("or " if names else ""),
+        name=default_name,
+    )
+    return constructor
+
+
+def _find(variant, weights):
+    """Return the checkpoint's record, if it is a named one, and the file's path."""
+    if weights is None:
+        return None, None
+    if str(weights).endswith(WEIGHT_ENDINGS):
+        return None, Path(weights)
+    checkpoint = find_checkpoint(variant, weights)
+    return checkpoint, weights_path(checkpoint)
+
+
+def _is_for(path, input_shape, sizes):
+    """Whether the file's token MLPs have the size that `input_shape` asks for."""
+    own_shape = (sizes.image_size, sizes.image_size, 3)
+    if input_shape == own_shape:
+        return True
+    num_patches = describe(read_weights(path)[0])["num_patches"]
+    height, width = (edge // sizes.patch_size for edge in input_shape[:2])
+    return num_patches == height * width
+
+
+MixerTi4 = _constructor("Ti/4")
+MixerS32 = _constructor("S/32")
+MixerS16 = _constructor("S/16")
+MixerS8 = _constructor("S/8")
+MixerB32 = _constructor("B/32")
+MixerB16 = _constructor("B/16")
+MixerL32 = _constructor("L/32")
+MixerL16 = _constructor("L/16")
+MixerH14 = _constructor("H/14")

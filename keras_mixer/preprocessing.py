@@ -1,0 +1,367 @@
+"""From images to the pixels a model takes.
+
+How to prepare an image belongs to a checkpoint: `Preprocessing` is that record. The
+resizing is NumPy, so that every backend sees the same pixels, and equals the official
+evaluations' `tf.image.resize(..., antialias=False)`.
+
+Source: paper, appendix C; `big_vision/pp/ops_image.py` of google-research/big_vision.
+"""
+
+import os
+from dataclasses import asdict, dataclass, fields
+from numbers import Real
+from pathlib import Path
+
+import numpy as np
+
+TRANSFORMS = ("resize_crop", "resmall_crop", "resize")
+INTERPOLATIONS = ("bilinear", "area")
+
+_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+# What a file becomes for a model of so many channels.
+_PIL_MODES = {1: "L", 3: "RGB"}
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How images are prepared for one checkpoint.
+
+    Attributes:
+        value_range: What the pixel values 0 and 255 become. Google's files take
+            (-1, 1), MIIL's (0, 1).
+        transform: `"resize_crop"`, resize without keeping the aspect ratio, then crop
+            the centre (paper, appendix C, (i)); `"resmall_crop"`, resize the shorter
+            side, then crop the centre (ii); `"resize"`, resize to the model's size.
+        interpolation: `"bilinear"` or `"area"`, neither with antialiasing.
+        crop_fraction: Edge of the crop over the edge it is cropped from, 224 / 256.
+
+    Raises:
+        ValueError: If an argument is out of its range.
+    """
+
+    value_range: tuple[float, float] = (-1.0, 1.0)
+    transform: str = "resmall_crop"
+    interpolation: str = "bilinear"
+    crop_fraction: float = 0.875
+
+    def __post_init__(self):
+        pair = self.value_range
+        if (
+            not isinstance(pair, (tuple, list))
+            or len(pair) != 2
+            or not all(_is_real(value) for value in pair)
+            or not -np.inf < pair[0] < pair[1] < np.inf
+        ):
+            raise ValueError(
+                "`value_range` must be two finite numbers, the lower one first. "
+                f"Received: value_range={pair!r}"
+            )
+        _check_choice("transform", self.transform, TRANSFORMS)
+        _check_choice("interpolation", self.interpolation, INTERPOLATIONS)
+        if not _is_real(self.crop_fraction) or not 0 < self.crop_fraction <= 1:
+            raise ValueError(
+                "`crop_fraction` must lie in (0, 1]. "
+                f"Received: crop_fraction={self.crop_fraction!r}"
+            )
+        # JSON turns tuples to lists; equal records must stay equal and hashable.
+        object.__setattr__(self, "value_range", (float(pair[0]), float(pair[1])))
+        object.__setattr__(self, "crop_fraction", float(self.crop_fraction))
+
+    @property
+    def scale(self):
+        """The factor in `pixels * scale + offset`, which maps to `value_range`."""
+        low, high = self.value_range
+        return (high - low) / 255
+
+    @property
+    def offset(self):
+        """The summand in `pixels * scale + offset`."""
+        return self.value_range[0]
+
+    def to_dict(self):
+        """Return the record as a dictionary of JSON types."""
+        return {**asdict(self), "value_range": list(self.value_range)}
+
+    @classmethod
+    def from_dict(cls, config):
+        """Return the record that `to_dict` wrote; missing entries take the default."""
+        known = {field.name for field in fields(cls)}
+        if unknown := sorted(set(config) - known):
+            raise ValueError(
+                f"`config` has entries that `Preprocessing` does not know: {unknown}. "
+                f"Received: {config}. The entries are {sorted(known)}."
+            )
+        return cls(**config)
+
+
+def preprocess(images, model_or_checkpoint):
+    """Return images as the batch of pixels that a model takes.
+
+    Each image is resized and cropped as the checkpoint's record says. Values stay in
+    [0, 255], not rounded (the official code truncates them, less than one grey level
+    away), unless the model was built with `include_preprocessing=False`: then they are
+    mapped to the record's `value_range`.
+
+    Args:
+        images: A path to a file or to a folder (see `list_images`), a PIL image, an
+            array `(height, width)`, `(height, width, channels)` or
+            `(batch, height, width, channels)`, or a list of files, PIL images and
+            arrays of any sizes. Values in [0, 255]. Grey images become RGB for a model
+            of 3 channels; files are turned upright and lose their alpha channel.
+        model_or_checkpoint: A Keras model or a checkpoint's record.
+
+    Returns:
+        Float32 array `(batch, height, width, channels)`.
+
+    Raises:
+        FileNotFoundError: If a path does not exist.
+        ImportError: If a file is to be read and Pillow is not installed.
+        ValueError: If there is no image, a file is not an image, or an array has values
+            outside [0, 255], values that look scaled to [0, 1] already, NaNs or a wrong
+            number of channels.
+    """
+    record, (height, width, channels), normalize = _target(model_or_checkpoint)
+    images = _as_list(images)
+    _check_values([image for image in images if isinstance(image, np.ndarray)])
+    pixels = np.stack(
+        [_fit(_to_array(image, channels), (height, width), record) for image in images]
+    )
+    return pixels * record.scale + record.offset if normalize else pixels
+
+
+def list_images(folder):
+    """Return the paths of all image files in `folder` and the folders below, sorted.
+
+    Files count by their suffix: bmp, gif, jpeg, jpg, png, tif, tiff, webp. Hidden files
+    are left out.
+
+    Raises:
+        FileNotFoundError: If `folder` does not exist.
+        ValueError: If it is not a folder or has no images.
+    """
+    folder = _existing(folder)
+    if not folder.is_dir():
+        raise ValueError(f"`folder` must be a folder. Received: {str(folder)!r}")
+    paths = sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in _SUFFIXES
+        and not path.name.startswith(".")
+        and path.is_file()
+    )
+    if not paths:
+        raise ValueError(
+            f"`folder` has no images ({', '.join(_SUFFIXES)}). "
+            f"Received: {str(folder)!r}"
+        )
+    return paths
+
+
+def _target(model_or_checkpoint):
+    """Return the record, `(height, width, channels)` and whether to normalise."""
+    target = model_or_checkpoint
+    if hasattr(target, "layers") and hasattr(target, "input_shape"):
+        shape = tuple(target.input_shape)[1:]
+        if len(shape) != 3 or not all(isinstance(size, int) for size in shape):
+            raise ValueError(
+                "`model_or_checkpoint` must be a model of one image of known size, "
+                "(batch, height, width, channels). Received: "
+                f"input_shape={target.input_shape}"
+            )
+        record = getattr(target, "preprocessing", None) or Preprocessing()
+        inside = any(layer.name == "normalization" for layer in target.layers)
+        return record, shape, not inside
+    if hasattr(target, "preprocessing") and hasattr(target, "image_size"):
+        size = target.image_size
+        return target.preprocessing, (size, size, 3), False
+    raise ValueError(
+        "`model_or_checkpoint` must be a Keras model or a checkpoint's record. "
+        f"Received: {target!r}"
+    )
+
+
+def _as_list(images):
+    """Return `images` as a list of paths, PIL images and arrays of one image each."""
+    if isinstance(images, (str, os.PathLike)) and _existing(images).is_dir():
+        images = list_images(images)
+    elif not isinstance(images, (list, tuple)):
+        images = [images]
+        if getattr(images[0], "ndim", None) == 4:
+            images = list(_to_numpy(images[0]))
+    if not images:
+        raise ValueError("`images` must hold at least one image. Received: none")
+    return [_as_image(image) for image in images]
+
+
+def _as_image(image):
+    if isinstance(image, (str, os.PathLike)):
+        return _existing(image)
+    if _is_pil(image):
+        return image
+    if not hasattr(image, "__array__"):
+        raise ValueError(
+            "`images` must be paths, PIL images or arrays. Received: an object of "
+            f"{type(image)}"
+        )
+    image = _to_numpy(image)
+    if image.ndim not in (2, 3) or not image.size or image.dtype.kind not in "uif":
+        raise ValueError(
+            "`images` must be arrays of numbers, (height, width) or (height, width, "
+            f"channels) each. Received: shape={image.shape}, dtype={image.dtype}"
+        )
+    return image
+
+
+def _check_values(arrays):
+    """Raise a `ValueError` unless the values of all arrays are pixels in [0, 255]."""
+    if not arrays:
+        return
+    low = np.min([array.min() for array in arrays])
+    high = np.max([array.max() for array in arrays])
+    if not (low >= 0 and high <= 255):  # false for NaN, too
+        raise ValueError(
+            "`images` must be pixels in [0, 255]. Received: values from "
+            f"{low} to {high}. Undo any normalisation, or clip what resizing overshot."
+        )
+    high = max([array.max() for array in arrays if array.dtype.kind == "f"], default=0)
+    if 0 < high <= 1:
+        raise ValueError(
+            "`images` must be pixels in [0, 255]. Received: floats in [0, 1], which "
+            "have probably been scaled already. Pass `255 * images`, or uint8 if the "
+            "images are really that dark."
+        )
+
+
+def _to_array(image, channels):
+    """Return `image` as an array `(height, width, channels)`."""
+    if not isinstance(image, np.ndarray):
+        image = _decode(image, channels)
+    if image.ndim == 2:
+        image = image[..., None]
+    if image.shape[2] == 1 and channels == 3:
+        image = np.repeat(image, 3, axis=2)
+    if image.shape[2] != channels:
+        raise ValueError(
+            f"`images` must have {channels} channels for this model. Received: "
+            f"shape={image.shape}. A batch is (batch, height, width, channels); an "
+            "alpha channel goes with `images[..., :3]`."
+        )
+    return image
+
+
+def _decode(image, channels):
+    """Return a path or a PIL image as a uint8 array, upright and without alpha."""
+    try:
+        from PIL import Image, ImageOps
+    except ImportError as error:
+        raise ImportError(
+            "Reading image files needs Pillow: pip install 'keras_mixer[data]'"
+        ) from error
+
+    if channels not in _PIL_MODES:
+        raise ValueError(
+            f"`images` must be arrays for a model of {channels} channels. "
+            f"Received: {image}"
+        )
+    source = image
+    try:
+        if not _is_pil(image):
+            with Image.open(image) as image:
+                image.load()
+        image = ImageOps.exif_transpose(image)
+    except (OSError, SyntaxError) as error:  # Pillow's own for broken files
+        raise ValueError(
+            f"`images` must be image files. Received: {source}, which cannot be read "
+            f"({error})"
+        ) from error
+    if image.mode.startswith(("I", "F")):
+        raise ValueError(
+            "`images` must have 8 bits per channel. Received: "
+            f"{source} of mode {image.mode!r}, which Pillow would cut off at 255. "
+            "Pass an array scaled to [0, 255]."
+        )
+    if image.mode == "P":  # the direct way warns about palettes with an alpha channel
+        image = image.convert("RGBA")
+    return np.asarray(image.convert(_PIL_MODES[channels]))
+
+
+def _fit(image, size, record):
+    """Return `image` resized and cropped to `size`, float32."""
+    resized = size
+    if record.transform != "resize":
+        resized = tuple(round(edge / record.crop_fraction) for edge in size)
+    if record.transform == "resmall_crop":
+        # In float32 and half to even, because TensorFlow's size decides the crop.
+        edges = np.array(image.shape[:2], "float32")
+        factor = np.max(np.array(resized, "float32") / edges)
+        resized = tuple(int(edge) for edge in np.round(edges * factor))
+
+    matrix = {"bilinear": _bilinear_matrix, "area": _area_matrix}[record.interpolation]
+    rows, columns = (
+        matrix(image.shape[axis], resized[axis], start, start + size[axis])
+        for axis, start in enumerate((np.array(resized) - size) // 2)
+    )
+    # Pixels without weight, most of a large photo, are left out before the products.
+    used_rows, used_columns = rows.any(axis=0), columns.any(axis=0)
+    pixels = image[used_rows][:, used_columns].astype("float32")
+    return np.einsum(
+        "yi,xj,ijc->yxc",
+        rows[:, used_rows],
+        columns[:, used_columns],
+        pixels,
+        optimize=True,
+    )
+
+
+def _bilinear_matrix(in_size, out_size, start=0, stop=None):
+    """Return rows `start` to `stop` of the `(out_size, in_size)` bilinear weights."""
+    rows = np.arange(start, out_size if stop is None else stop, dtype="float32")
+    # float32 throughout, as in TensorFlow's kernel, whose rounding shows in big images.
+    scale = np.float32(in_size) / np.float32(out_size)
+    centers = (rows + np.float32(0.5)) * scale - np.float32(0.5)
+    centers = np.clip(centers, np.float32(0), np.float32(in_size - 1))
+    distances = np.abs(centers[:, None] - np.arange(in_size, dtype="float32"))
+    return np.maximum(1 - distances, 0)
+
+
+def _area_matrix(in_size, out_size, start=0, stop=None):
+    """Return rows `start` to `stop` of the `(out_size, in_size)` area weights."""
+    scale = in_size / out_size
+    edges = np.arange(start, (out_size if stop is None else stop) + 1) * scale
+    pixels = np.arange(in_size)
+    ends = np.minimum(edges[1:, None], pixels + 1)
+    overlaps = ends - np.maximum(edges[:-1, None], pixels)
+    return (np.maximum(overlaps, 0) / scale).astype("float32")
+
+
+def _to_numpy(array):
+    if isinstance(array, np.ndarray):
+        return array
+    import keras
+
+    if keras.ops.is_tensor(array):
+        return keras.ops.convert_to_numpy(array)
+    return np.asarray(array)
+
+
+def _existing(path):
+    path = Path(path).expanduser()
+    if not path.exists():
+        raise FileNotFoundError(f"There is no file or folder {str(path)!r}")
+    return path
+
+
+def _is_pil(image):
+    return hasattr(image, "convert") and hasattr(image, "getexif")
+
+
+def _is_real(value):
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _check_choice(name, value, choices):
+    if value not in choices:
+        raise ValueError(
+            f"`{name}` must be one of {', '.join(map(repr, choices))}. "
+            f"Received: {name}={value!r}"
+        )

@@ -1,0 +1,54 @@
+"""One suite for every backend: `KERAS_BACKEND=jax pytest`, then tensorflow, then torch.
+
+Nothing here switches the backend, and no test imports one to compute a result: every
+backend is compared with the same NumPy oracle and the same golden arrays.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+# Before TensorFlow is first imported, or it reports its CPU features on stderr.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+sys.path.insert(0, str(Path(__file__).parent))
+
+import keras  # noqa: E402
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+
+TINY = {
+    "patch_size": 8,
+    "hidden_dim": 16,
+    "num_blocks": 3,
+    "tokens_mlp_dim": 12,
+    "channels_mlp_dim": 20,
+    "input_shape": (32, 24, 3),
+    "num_classes": 5,
+}
+
+
+def pytest_report_header():
+    return f"keras {keras.version()}, backend {keras.config.backend()}"
+
+
+@pytest.fixture(autouse=True)
+def _same_random_numbers():
+    keras.utils.set_random_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _global_dtype_policy():
+    yield
+    keras.config.set_dtype_policy("float32")
+
+
+@pytest.fixture
+def tiny():
+    """Arguments of a small rectangular model; every size is different."""
+    return dict(TINY)
+
+
+@pytest.fixture
+def tiny_images():
+    rng = np.random.default_rng(1)
+    return rng.uniform(0, 255, (4, *TINY["input_shape"])).astype("float32")
