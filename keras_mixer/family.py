@@ -4,6 +4,7 @@ from pathlib import Path
 
 from keras_mixer.checkpoints import find_checkpoint, list_checkpoints, weights_path
 from keras_mixer.convert import describe
+from keras_mixer.layers import check_dim, check_image_shape, check_rate
 from keras_mixer.model import mlp_mixer
 from keras_mixer.resolution import resize
 from keras_mixer.variants import parse_variant
@@ -60,7 +61,13 @@ def _constructor(variant):
         own_shape = (sizes.image_size, sizes.image_size, 3)
         input_shape = own_shape if input_shape is None else tuple(input_shape)
         checkpoint, path = _find(variant, weights)
-        if path is None or _is_for(path, input_shape, sizes):
+        if checkpoint:
+            # Now, not after a download.
+            _check_arguments(sizes, input_shape, num_classes)
+            check_rate("dropout_rate", dropout_rate)
+            check_rate("stochastic_depth_rate", stochastic_depth_rate)
+            path = weights_path(checkpoint)
+        elif path is None or _is_for(path, input_shape, sizes):
             own_shape = input_shape
         model = mlp_mixer(
             patch_size=sizes.patch_size,
@@ -98,13 +105,24 @@ def _constructor(variant):
 
 
 def _find(variant, weights):
-    """Return the checkpoint's record, if it is a named one, and the file's path."""
+    """Return the record of a named checkpoint, or the path of a file, or neither."""
     if weights is None:
         return None, None
     if str(weights).endswith(WEIGHT_ENDINGS):
         return None, Path(weights)
-    checkpoint = find_checkpoint(variant, weights)
-    return checkpoint, weights_path(checkpoint)
+    return find_checkpoint(variant, weights), None
+
+
+def _check_arguments(sizes, input_shape, num_classes):
+    """Raise a `ValueError` for what no named checkpoint can become."""
+    check_image_shape(input_shape, sizes.patch_size)
+    if input_shape[2] != 3:
+        raise ValueError(
+            "`input_shape` must have 3 channels with a named checkpoint. "
+            f"Received: input_shape={input_shape}"
+        )
+    if num_classes not in (None, 0):
+        check_dim("num_classes", num_classes)
 
 
 def _is_for(path, input_shape, sizes):
@@ -126,3 +144,16 @@ MixerB16 = _constructor("B/16")
 MixerL32 = _constructor("L/32")
 MixerL16 = _constructor("L/16")
 MixerH14 = _constructor("H/14")
+
+# Variant name -> constructor, for callers that have the name as a string.
+CONSTRUCTORS = {
+    "Ti/4": MixerTi4,
+    "S/32": MixerS32,
+    "S/16": MixerS16,
+    "S/8": MixerS8,
+    "B/32": MixerB32,
+    "B/16": MixerB16,
+    "L/32": MixerL32,
+    "L/16": MixerL16,
+    "H/14": MixerH14,
+}

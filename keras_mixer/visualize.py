@@ -51,7 +51,7 @@ def token_mixing_filters(model, block=0, count=None):
             f"{num_blocks - 1}. Received: block={block!r}"
         )
     mixing = model.blocks[block].token_mixing
-    kernel = _to_float(mixing.dense_0.kernel.value)  # (S, D_S)
+    kernel = _to_float(ops.convert_to_tensor(mixing.dense_0.kernel))  # (S, D_S)
     height, width, _ = model.input_shape[1:]
     patch_size = model.get_layer("stem").patch_size
     rows, columns = height // patch_size, width // patch_size
@@ -123,7 +123,9 @@ def stem_filters(model, count=None):
         ImportError: If matplotlib is not installed.
     """
     stem = model.get_layer("stem")
-    kernel = _to_float(stem.projection.kernel.value)  # (P, P, channels, C)
+    kernel = _to_float(
+        ops.convert_to_tensor(stem.projection.kernel)
+    )  # (P, P, channels, C)
     channels, num_units = kernel.shape[2:]
     if channels not in (1, 3):
         raise ValueError(

@@ -15,7 +15,8 @@ def load_golden(name):
     """Return the arrays of one golden file by name, `config` as a dictionary."""
     with np.load(DATA / f"{name}.npz") as file:
         golden = {key: file[key] for key in file.files}
-    golden["config"] = json.loads(str(golden["config"]))
+    if "config" in golden:
+        golden["config"] = json.loads(str(golden["config"]))
     return golden
 
 

@@ -1,0 +1,165 @@
+"""The package as a whole: what a wheel holds, what imports load, who imports whom."""
+
+import ast
+import os
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import keras
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "keras_mixer"
+BACKENDS = {"jax", "tensorflow", "torch"}
+
+
+def python(code, *arguments, **environment):
+    result = subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"} | environment,
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory):
+    """A wheel built from this checkout, unpacked."""
+    folder = tmp_path_factory.mktemp("wheel")
+    python(
+        "import sys; from hatchling.build import build_wheel; build_wheel(sys.argv[1])"
+        if ROOT == Path.cwd()
+        else "import os, sys; from hatchling.build import build_wheel;"
+        f"os.chdir({str(ROOT)!r}); build_wheel(sys.argv[1])",
+        folder,
+    )
+    (path,) = folder.glob("*.whl")
+    with zipfile.ZipFile(path) as archive:
+        archive.extractall(folder / "unpacked")
+    return folder / "unpacked"
+
+
+def test_the_wheel_holds_the_package_and_the_embedded_checkpoint(wheel):
+    files = {str(path.relative_to(wheel)) for path in wheel.rglob("*.*")}
+    embedded = "keras_mixer/embedded/mixer-ti4-cifar10"
+    for name in ("config.json", "model.weights.h5", "README.md", "checksums.json"):
+        assert f"{embedded}/{name}" in files
+    modules = {f"keras_mixer/{path.name}" for path in PACKAGE.glob("*.py")}
+    assert modules <= files
+    assert not [name for name in files if name.startswith(("tests", "examples"))]
+    weights = wheel / embedded / "model.weights.h5"
+    assert weights.stat().st_size < 6_000_000
+
+
+# Imports of the other backends fail as where they are not installed.
+_ONLY_ONE_BACKEND = """
+import importlib.abc, sys
+class Blocker(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in BLOCKED:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+BLOCKED = set(sys.argv[2].split(","))
+sys.meta_path.insert(0, Blocker())
+sys.path.insert(0, sys.argv[1])
+"""
+
+
+def test_the_wheel_works_with_one_backend_alone(wheel, tmp_path):
+    others = sorted(BACKENDS - {keras.config.backend()})
+    out = python(
+        _ONLY_ONE_BACKEND
+        + """
+import numpy as np
+import keras_mixer
+assert keras_mixer.__file__.startswith(sys.argv[1]), keras_mixer.__file__
+model = keras_mixer.MixerTi4(weights="cifar10")
+scores = model.predict(np.full((1, 32, 32, 3), 128, "uint8"), verbose=0)
+print(abs(float(scores.sum()) - 1) < 1e-5)
+""",
+        wheel,
+        ",".join([*others, "matplotlib", "PIL", "sklearn", "tensorflow_datasets"]),
+    )
+    assert out.strip() == "True"
+
+
+_LOADED = """
+import sys
+{statement}
+print(*sorted({backends!r} & set(sys.modules)))
+"""
+
+
+def loaded_by(statement):
+    code = _LOADED.format(statement=statement, backends=BACKENDS)
+    return set(python(code).split())
+
+
+def test_importing_the_package_loads_the_chosen_backend_only():
+    assert loaded_by("import keras_mixer") == {keras.config.backend()}
+
+
+def test_the_test_above_can_fail():
+    other = min(BACKENDS - {keras.config.backend()})
+    assert loaded_by(f"import keras_mixer, {other}") >= {keras.config.backend(), other}
+
+
+def imports_of(path):
+    """Modules of this package that a module imports, at any depth of its code."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            if node.module == "keras_mixer":
+                names |= {alias.name for alias in node.names}
+            elif node.module.startswith("keras_mixer."):
+                names.add(node.module.removeprefix("keras_mixer."))
+    return names
+
+
+def levels():
+    """Module -> level, from the README's picture of the house."""
+    rows = re.findall(r"^\| (\d) \| (.+?) \|", (ROOT / "README.md").read_text(), re.M)
+    return {
+        name: int(level)
+        for level, files in rows
+        for name in re.findall(r"`(\w+)\.py`", files)
+    }
+
+
+def test_every_module_stands_in_the_readmes_picture():
+    modules = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"}
+    assert set(levels()) == modules
+
+
+def test_modules_import_lower_levels_only():
+    level = levels()
+    for path in PACKAGE.glob("*.py"):
+        if path.stem == "__init__":
+            continue
+        for name in imports_of(path) & set(level):
+            assert level[name] < level[path.stem], f"{path.stem} imports {name}"
+
+
+def test_no_module_imports_a_backend_at_import_time():
+    for path in PACKAGE.glob("*.py"):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            names = {alias.name for alias in getattr(node, "names", ())}
+            names.add(getattr(node, "module", None) or "")
+            tops = {name.split(".")[0] for name in names}
+            assert not tops & BACKENDS, path.name
+
+
+def test_readme_examples_run(tmp_path):
+    blocks = re.findall(
+        r"^```python\n(.+?)^```", (ROOT / "README.md").read_text(), re.M | re.S
+    )
+    # Blocks that need a download say so in their first line.
+    offline = [block for block in blocks if not block.startswith("# online")]
+    assert offline
+    code = "import os, sys; os.chdir(sys.argv[1])\n" + "\n".join(offline)
+    python(code, tmp_path)
