@@ -2,7 +2,7 @@
 
 from importlib.metadata import version as _version
 
-from keras_mixer import fewshot, layers, training, visualize
+from keras_mixer import data, fewshot, layers, training, visualize
 from keras_mixer.checkpoints import list_checkpoints
 from keras_mixer.family import (
     MixerB16,
@@ -33,6 +33,7 @@ __all__ = [
     "MixerS16",
     "MixerS32",
     "MixerTi4",
+    "data",
     "decode_predictions",
     "fewshot",
     "layers",

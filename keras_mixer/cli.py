@@ -41,11 +41,64 @@ def _parser():
         help="a checkpoint's name or a weight file (default: %(default)s)",
     )
     command.add_argument(
-        "--model", type=Path, help="a saved .keras model, instead of --weights"
+        "--model",
+        help="a whole model instead of --weights: a saved .keras, a folder of a "
+        "published model, or hf://owner/name[@revision]",
     )
     command.add_argument("--labels", type=Path, help="text file, one class per line")
     command.add_argument("--top", type=int, default=3, help="default: %(default)s")
     command.add_argument("--plot", type=Path, help="also draw the result to this PNG")
+
+    command = _command(
+        commands, "convert", _convert, "write a model or weights in another format"
+    )
+    command.add_argument("source", metavar="SOURCE", help=_SOURCE)
+    command.add_argument(
+        "target",
+        metavar="TARGET",
+        help="an official .npz, a .weights.h5, a .keras, or else a folder",
+    )
+    _add_told(command)
+    command.add_argument("--force", action="store_true", help="replace TARGET")
+
+    command = _command(
+        commands, "verify", _verify, "check a model against the paper, in NumPy"
+    )
+    command.add_argument("sources", nargs="+", metavar="SOURCE", help=_SOURCE)
+    _add_told(command)
+    command.add_argument(
+        "--same-as",
+        metavar="FILE",
+        help="a weight file whose arrays must be there, bit for bit",
+    )
+
+    command = _command(
+        commands,
+        "publish",
+        _publish,
+        "verify a model and put it on the Hugging Face Hub",
+    )
+    command.add_argument("source", metavar="SOURCE", help=_SOURCE)
+    command.add_argument("repository", metavar="OWNER/NAME", help="made if missing")
+    _add_told(command)
+    command.add_argument(
+        "--private", action="store_true", help="only the owner can see it"
+    )
+    command.add_argument("--tag", help='a tag for the commit, such as "v1.0"')
+    command.add_argument("--message", help="of the commit")
+    command.add_argument(
+        "--licence", default="apache-2.0", help="of the weights (default: %(default)s)"
+    )
+    command.add_argument(
+        "--dataset",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="what it was trained on, by its name on the Hub; may be repeated",
+    )
+    command.add_argument(
+        "--dry-run", metavar="FOLDER", help="write the files there, send nothing"
+    )
 
     command = _command(
         commands, "demo", _demo, "fine-tune the embedded checkpoint on digits, offline"
@@ -57,6 +110,54 @@ def _parser():
         help="folder for the model and the pictures (default: %(default)s)",
     )
     return parser
+
+
+_SOURCE = (
+    "an official .npz, a timm .safetensors, a .weights.h5, a .keras, a folder of a "
+    "published model, or hf://owner/name[@revision]"
+)
+
+
+def _add_told(command):
+    """Add what a file of weights alone does not tell."""
+    group = command.add_argument_group("what a file of weights alone does not tell")
+    group.add_argument(
+        "--input-shape",
+        nargs=3,
+        type=int,
+        metavar=("H", "W", "C"),
+        help="of the images (default: square)",
+    )
+    gelu = group.add_mutually_exclusive_group()
+    gelu.add_argument(
+        "--exact-gelu",
+        dest="approximate_gelu",
+        action="store_false",
+        default=None,
+        help="of models trained in PyTorch (default for .safetensors)",
+    )
+    gelu.add_argument(
+        "--tanh-gelu",
+        dest="approximate_gelu",
+        action="store_true",
+        default=None,
+        help="of the official code (default for the others)",
+    )
+    group.add_argument(
+        "--value-range",
+        nargs=2,
+        type=float,
+        metavar=("LO", "HI"),
+        help="what the pixel values 0 and 255 become (default: -1 1)",
+    )
+
+
+def _told(options):
+    return {
+        "input_shape": options.input_shape and tuple(options.input_shape),
+        "approximate_gelu": options.approximate_gelu,
+        "value_range": options.value_range and tuple(options.value_range),
+    }
 
 
 def _command(commands, name, run, help):
@@ -114,20 +215,16 @@ def _models(options):
 
 
 def _predict(options):
-    import keras
-
     from keras_mixer import family, visualize
     from keras_mixer.labels import decode_predictions
-    from keras_mixer.model import MLPMixer
+    from keras_mixer.model_files import read_model
     from keras_mixer.preprocessing import list_images, preprocess
 
     files = []
     for path in map(Path, options.images):
         files += list_images(path) if path.is_dir() else [path]
     if options.model:
-        model = keras.saving.load_model(options.model)
-        if not isinstance(model, MLPMixer):
-            raise ValueError(f"{options.model} is not a model of this package")
+        model = read_model(options.model)
     else:
         constructors = family.CONSTRUCTORS
         if options.variant not in constructors:
@@ -150,6 +247,54 @@ def _predict(options):
     if options.plot:
         visualize.save(visualize.predictions(images, predictions), options.plot)
         print(f"Written: {options.plot}")
+
+
+def _convert(options):
+    from keras_mixer.model_files import (
+        check_target,
+        read_model,
+        reading_arguments,
+        write_model,
+    )
+
+    check_target(options.target, overwrite=options.force)
+    model = read_model(options.source, **_told(options))
+    write_model(model, options.target, overwrite=options.force)
+    print(f"Written: {options.target}")
+    if arguments := reading_arguments(model, options.target):
+        arguments = ", ".join(f"{name}={value}" for name, value in arguments.items())
+        print(f"It holds weights alone; to read it, tell {arguments}.")
+
+
+def _verify(options):
+    from keras_mixer.verify import verify
+
+    for i, source in enumerate(options.sources):
+        report = verify(source, same_as=options.same_as, **_told(options))
+        print(f"\n{report}" if i else report)
+
+
+def _publish(options):
+    from keras_mixer.hub import push_to_hub
+    from keras_mixer.model_files import read_model, write_folder
+    from keras_mixer.verify import verify
+
+    model = read_model(options.source, **_told(options))
+    print(verify(model))
+    facts = {"licence": options.licence, "datasets": options.dataset}
+    if options.dry_run:
+        write_folder(model, options.dry_run, repo_id=options.repository, **facts)
+        print(f"Written, nothing sent: {options.dry_run}")
+        return
+    commit = push_to_hub(
+        model,
+        options.repository,
+        private=options.private or None,
+        tag=options.tag,
+        commit_message=options.message,
+        **facts,
+    )
+    print(f"Published: hf://{options.repository}@{commit}")
 
 
 def _demo(options):

@@ -41,7 +41,7 @@ class Source:
 
 
 def from_tfds(name, split, *, data_dir=None):
-    """Return the `Source` of a TensorFlow Datasets data set that is already prepared.
+    """Return the `Source` of a TensorFlow Datasets data set, downloaded if need be.
 
     Args:
         name: TFDS name, for example `"cifar10"` or `"oxford_iiit_pet:4.0.0"`.
@@ -50,12 +50,33 @@ def from_tfds(name, split, *, data_dir=None):
 
     Raises:
         ImportError: If tensorflow-datasets is not installed.
+        ValueError: If there is no such data set or split, or it has no labels.
     """
     tfds = _import_tfds()
-    builder = tfds.builder(name, data_dir=data_dir)
-    label = builder.info.features["label"]
-    dataset = builder.as_dataset(split=split, as_supervised=True)
-    return Source(dataset, builder.info.splits[split].num_examples, tuple(label.names))
+    try:
+        builder = tfds.builder(name, data_dir=data_dir)
+    except tfds.core.DatasetNotFoundError as error:
+        raise ValueError(
+            f"`name` must be a data set of TFDS. Received: name={name!r}, "
+            f"data_dir={data_dir!r}. TFDS says: {error}"
+        ) from error
+    builder.download_and_prepare()  # nothing, where it is prepared already
+    if not {"image", "label"} <= set(builder.info.features):
+        raise ValueError(
+            "`name` must be a classification data set with features `image` and `label`. "
+            f"Received: name={name!r} with {', '.join(builder.info.features)}"
+        )
+    try:
+        num_examples = builder.info.splits[split].num_examples
+    except KeyError as error:
+        raise ValueError(
+            f"`split` must be one of {', '.join(builder.info.splits)}, or a slice of "
+            f"one. Received: split={split!r}"
+        ) from error
+    dataset = builder.as_dataset(split=split)
+    dataset = dataset.map(lambda example: (example["image"], example["label"]))
+    names = tuple(builder.info.features["label"].names)
+    return Source(dataset, num_examples, names)
 
 
 def from_arrays(images, labels, *, label_names=None):

@@ -193,6 +193,18 @@ def test_features_by_name(tiny, tiny_images):
         model.features("block_7")
 
 
+def test_channels_first_changes_nothing(tiny, tiny_images):
+    model, _ = randomized(**tiny)
+    keras.config.set_image_data_format("channels_first")
+    try:
+        other = mlp_mixer(**tiny)
+        other.set_weights(model.get_weights())
+        outputs = numpy(other(tiny_images))
+    finally:
+        keras.config.set_image_data_format("channels_last")
+    np.testing.assert_array_equal(outputs, numpy(model(tiny_images)))
+
+
 # --- plain Keras around it --------------------------------------------------------
 
 

@@ -1,0 +1,109 @@
+"""Record in the package where the checkpoints were published.
+
+    python weights/record_commits.py
+
+For every commit in `weights/published.json` (see `publish_checkpoints.py`) the names,
+SHA-256 and sizes of its files are taken from its `checksums.json`, and
+`keras_mixer/published.py` is written anew: from then on the package gets these files.
+"""
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+
+from keras_mixer import published
+from keras_mixer.checkpoints import find_checkpoint
+from keras_mixer.hub_files import download, parse_address, sha256_of
+from keras_mixer.repository import CHECKSUMS, read_checksums
+
+PUBLISHED = Path(__file__).parent / "published.json"
+
+_HEAD = '''\
+"""Where the checkpoints lie on the Hub. Written by `weights/record_commits.py`."""
+
+# (variant, name): (repository, commit, files), a file being (name, sha256, size).
+'''
+
+
+def main(arguments=None):
+    """Run the command; return the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--published", type=Path, default=PUBLISHED, help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--module",
+        type=Path,
+        default=Path(published.__file__),
+        help="what to write (default: %(default)s)",
+    )
+    options = parser.parse_args(arguments)
+    try:
+        text = write_module(read_records(options.published))
+        options.module.write_text(text, encoding="utf-8")
+    except (OSError, ValueError) as error:
+        print(f"record_commits: {error}", file=sys.stderr)
+        return 1
+    print(f"Written: {options.module}")
+    return 0
+
+
+def read_records(path):
+    """Return (variant, name) -> (repository, commit, files) of what is published."""
+    records = {}
+    for title, record in json.loads(path.read_text(encoding="utf-8")).items():
+        variant, name = title.split()
+        find_checkpoint(variant, name)  # there is such a one
+        repository, commit = record["repository"], record["commit"]
+        if parse_address(f"hf://{repository}@{commit}") != (repository, commit):
+            raise ValueError(f"{path}: {repository!r} is no repository")
+        if not re.fullmatch("[0-9a-f]{40}", commit):
+            raise ValueError(f"{path}: the commit of {title} is {commit!r}")
+        records[variant, name] = (repository, commit, files_of(repository, commit))
+        print(f"{title}: hf://{repository}@{commit}", flush=True)
+    return records
+
+
+def files_of(repository, commit):
+    """Return the (name, sha256, size) of every file at a commit, sorted."""
+    path = download(repository, CHECKSUMS, commit)
+    checksums = read_checksums(path, f"hf://{repository}@{commit}")
+    checksums[CHECKSUMS] = {"sha256": sha256_of(path), "size": path.stat().st_size}
+    files = []
+    for name, record in sorted(checksums.items()):
+        sha256, size = str(record["sha256"]), int(record["size"])
+        # They come from outside, and become a part of a Python module.
+        if not re.fullmatch(r"[\w.-]+ [0-9a-f]{64}", f"{name} {sha256}", re.ASCII):
+            raise ValueError(f"{CHECKSUMS} of {repository} has the entry {name!r}")
+        files.append((name, sha256, size))
+    return tuple(files)
+
+
+def write_module(records):
+    """Return the text of `keras_mixer/published.py`."""
+    if not records:
+        return f"{_HEAD}PUBLISHED: dict = {{}}\n"
+    lines = ["PUBLISHED: dict = {"]
+    for (variant, name), (repository, commit, files) in sorted(records.items()):
+        lines += [
+            f'    ("{variant}", "{name}"): (',
+            f'        "{repository}",',
+            f'        "{commit}",',
+            "        (",
+        ]
+        for file, sha256, size in files:
+            lines += [
+                "            (",
+                f'                "{file}",',
+                f'                "{sha256}",',
+                f"                {size},",
+                "            ),",
+            ]
+        lines += ["        ),", "    ),"]
+    return _HEAD + "\n".join([*lines, "}"]) + "\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
