@@ -15,6 +15,7 @@ from keras_mixer.family import (
     MixerS32,
     MixerTi4,
 )
+from keras_mixer.hub import from_pretrained, push_to_hub
 from keras_mixer.labels import decode_predictions
 from keras_mixer.model import MLPMixer, mlp_mixer, save_official
 from keras_mixer.preprocessing import preprocess
@@ -36,10 +37,12 @@ __all__ = [
     "data",
     "decode_predictions",
     "fewshot",
+    "from_pretrained",
     "layers",
     "list_checkpoints",
     "mlp_mixer",
     "preprocess",
+    "push_to_hub",
     "resize",
     "save_official",
     "training",

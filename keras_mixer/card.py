@@ -9,6 +9,9 @@ from keras_mixer.variants import count_params
 
 # What may be told of where the weights come from, as text, and how the card puts it.
 PROVENANCE = {
+    "training": "Training",
+    "command": "Command",
+    "versions": "Versions and date",
     "source": "Source",
     "sha256": "sha256 of the source",
     "conversion": "Conversion",

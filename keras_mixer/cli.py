@@ -160,6 +160,19 @@ def _told(options):
     }
 
 
+def _as_options(told):
+    words = []
+    for name, value in told.items():
+        if name == "approximate_gelu":
+            words.append("--tanh-gelu" if value else "--exact-gelu")
+        else:
+            words += [
+                f"--{name.replace('_', '-')}",
+                *(f"{number:g}" for number in value),
+            ]
+    return " ".join(words)
+
+
 def _command(commands, name, run, help):
     command = commands.add_parser(
         name, help=help, description=help[0].upper() + help[1:] + "."
@@ -261,9 +274,8 @@ def _convert(options):
     model = read_model(options.source, **_told(options))
     write_model(model, options.target, overwrite=options.force)
     print(f"Written: {options.target}")
-    if arguments := reading_arguments(model, options.target):
-        arguments = ", ".join(f"{name}={value}" for name, value in arguments.items())
-        print(f"It holds weights alone; to read it, tell {arguments}.")
+    if told := reading_arguments(model, options.target):
+        print(f"It holds weights alone: read it with {_as_options(told)}")
 
 
 def _verify(options):
@@ -281,7 +293,13 @@ def _publish(options):
 
     model = read_model(options.source, **_told(options))
     print(verify(model))
-    facts = {"licence": options.licence, "datasets": options.dataset}
+    facts = {
+        "licence": options.licence,
+        "datasets": options.dataset,
+        "provenance": {
+            "verification": "`keras-mixer verify`, against NumPy in float64"
+        },
+    }
     if options.dry_run:
         write_folder(model, options.dry_run, repo_id=options.repository, **facts)
         print(f"Written, nothing sent: {options.dry_run}")

@@ -63,7 +63,7 @@ def from_tfds(name, split, *, data_dir=None):
     builder.download_and_prepare()  # nothing, where it is prepared already
     if not {"image", "label"} <= set(builder.info.features):
         raise ValueError(
-            "`name` must be a classification data set with features `image` and `label`. "
+            "`name` must be a data set with the features `image` and `label`. "
             f"Received: name={name!r} with {', '.join(builder.info.features)}"
         )
     try:

@@ -1,11 +1,14 @@
 """The constructors of the family: `MixerS32` ... `MixerH14` and `MixerTi4`."""
 
 from pathlib import Path
+from typing import NamedTuple
 
 from keras_mixer.checkpoints import find_checkpoint, list_checkpoints, weights_path
 from keras_mixer.convert import describe
+from keras_mixer.hub import locate
 from keras_mixer.layers import check_dim, check_image_shape, check_rate
 from keras_mixer.model import mlp_mixer
+from keras_mixer.preprocessing import Preprocessing
 from keras_mixer.resolution import resize
 from keras_mixer.variants import parse_variant
 from keras_mixer.weight_files import WEIGHT_ENDINGS, read_weights
@@ -13,8 +16,9 @@ from keras_mixer.weight_files import WEIGHT_ENDINGS, read_weights
 _DOC = """Build Mixer-{variant}: {num_blocks} blocks of width {hidden_dim}.
 
     Args:
-        weights: `None` for random weights, {weights}the path of an official `.npz`, a
-            timm `.safetensors` or a `.weights.h5` of this package.
+        weights: `None` for random weights, {weights}`"hf://owner/name[@revision]"`, or
+            the path of an official `.npz`, a timm `.safetensors` or a `.weights.h5` of
+            this package.
         input_shape: `(height, width, channels)` of the images, channels last; `None`
             for {image_size} x {image_size} RGB. At another size than the weights' own,
             the token-mixing MLPs are adapted as `keras_mixer.resize` does.
@@ -36,7 +40,8 @@ _DOC = """Build Mixer-{variant}: {num_blocks} blocks of width {hidden_dim}.
     Raises:
         ValueError: If an argument is out of its range, there is no such checkpoint, or
             the file does not fit the model.
-        FileNotFoundError: If `weights` is a path and there is no such file.
+        FileNotFoundError: If there is no such file, repository or revision.
+        OSError: If a download fails; `ConnectionError` without a connection.
 
     Reference: paper, table 1.
     """
@@ -60,26 +65,25 @@ def _constructor(variant):
     ):
         own_shape = (sizes.image_size, sizes.image_size, 3)
         input_shape = own_shape if input_shape is None else tuple(input_shape)
-        checkpoint, path = _find(variant, weights)
-        if checkpoint:
-            # Now, not after a download.
-            _check_arguments(sizes, input_shape, num_classes)
-            check_rate("dropout_rate", dropout_rate)
-            check_rate("stochastic_depth_rate", stochastic_depth_rate)
-            path = weights_path(checkpoint)
-        elif path is None or _is_for(path, input_shape, sizes):
-            own_shape = input_shape
+        # Now, not after a download.
+        check_image_shape(input_shape, sizes.patch_size)
+        if num_classes not in (None, 0):
+            check_dim("num_classes", num_classes)
+        check_rate("dropout_rate", dropout_rate)
+        check_rate("stochastic_depth_rate", stochastic_depth_rate)
+
+        source = _find(variant, weights, input_shape)
         model = mlp_mixer(
             patch_size=sizes.patch_size,
             hidden_dim=sizes.hidden_dim,
             num_blocks=sizes.num_blocks,
             tokens_mlp_dim=sizes.tokens_mlp_dim,
             channels_mlp_dim=sizes.channels_mlp_dim,
-            input_shape=own_shape,
+            input_shape=source.image_shape,
             num_classes=num_classes,
-            weights=path,
-            approximate_gelu=checkpoint.approximate_gelu if checkpoint else None,
-            preprocessing=checkpoint.preprocessing if checkpoint else None,
+            weights=source.path,
+            approximate_gelu=source.approximate_gelu,
+            preprocessing=source.preprocessing,
             classifier_activation=classifier_activation,
             include_preprocessing=include_preprocessing,
             dropout_rate=dropout_rate,
@@ -87,9 +91,10 @@ def _constructor(variant):
             name=name or default_name,
             dtype=dtype,
         )
-        if checkpoint and model.config["num_classes"] == checkpoint.num_classes:
-            model.labels = checkpoint.labels
-        return model if own_shape == input_shape else resize(model, input_shape)
+        if model.config["num_classes"] == source.num_classes:
+            model.labels = source.labels
+        same_size = source.image_shape == input_shape
+        return model if same_size else resize(model, input_shape)
 
     names = [checkpoint.name for checkpoint in list_checkpoints(variant)]
     constructor.__name__ = constructor.__qualname__ = f"Mixer{variant.replace('/', '')}"
@@ -98,41 +103,62 @@ def _constructor(variant):
         num_blocks=sizes.num_blocks,
         hidden_dim=sizes.hidden_dim,
         image_size=sizes.image_size,
-        weights="".join(f'`"{name}"`, ' for name in names) + ("or " if names else ""),
+        weights="".join(f'`"{name}"`, ' for name in names),
         name=default_name,
     )
     return constructor
 
 
-def _find(variant, weights):
-    """Return the record of a named checkpoint, or the path of a file, or neither."""
+class _Source(NamedTuple):
+    """Where weights lie, and what must be known of them beside the file."""
+
+    path: Path | None
+    image_shape: tuple
+    approximate_gelu: bool | None = None
+    preprocessing: Preprocessing | None = None
+    num_classes: int | None = None
+    labels: tuple[str, ...] | None = None
+
+
+def _find(variant, weights, input_shape):
+    """Return the source of `weights`, downloaded if need be."""
     if weights is None:
-        return None, None
+        return _Source(None, input_shape)
+    sizes = parse_variant(variant)
+    own_shape = (sizes.image_size, sizes.image_size, 3)
     if str(weights).endswith(WEIGHT_ENDINGS):
-        return None, Path(weights)
-    return find_checkpoint(variant, weights), None
-
-
-def _check_arguments(sizes, input_shape, num_classes):
-    """Raise a `ValueError` for what no named checkpoint can become."""
-    check_image_shape(input_shape, sizes.patch_size)
+        path = Path(weights)
+        if input_shape != own_shape:
+            # The token MLPs tell which of the two sizes the file is for.
+            num_patches = describe(read_weights(path)[0])["num_patches"]
+            height, width, _ = input_shape
+            if num_patches == height * width // sizes.patch_size**2:
+                own_shape = input_shape
+        return _Source(path, own_shape)
+    if str(weights).startswith("hf://"):
+        entry, path = locate(weights)
+        return _Source(
+            path,
+            entry.architecture["input_shape"],
+            entry.architecture["approximate_gelu"],
+            entry.preprocessing,
+            entry.architecture["num_classes"],
+            entry.labels,
+        )
+    checkpoint = find_checkpoint(variant, weights)
     if input_shape[2] != 3:
         raise ValueError(
             "`input_shape` must have 3 channels with a named checkpoint. "
             f"Received: input_shape={input_shape}"
         )
-    if num_classes not in (None, 0):
-        check_dim("num_classes", num_classes)
-
-
-def _is_for(path, input_shape, sizes):
-    """Whether the file's token MLPs have the size that `input_shape` asks for."""
-    own_shape = (sizes.image_size, sizes.image_size, 3)
-    if input_shape == own_shape:
-        return True
-    num_patches = describe(read_weights(path)[0])["num_patches"]
-    height, width = (edge // sizes.patch_size for edge in input_shape[:2])
-    return num_patches == height * width
+    return _Source(
+        weights_path(checkpoint),
+        own_shape,
+        checkpoint.approximate_gelu,
+        checkpoint.preprocessing,
+        checkpoint.num_classes,
+        checkpoint.labels,
+    )
 
 
 MixerTi4 = _constructor("Ti/4")

@@ -20,6 +20,7 @@ from keras_mixer.repository import (
     LABELS,
     METADATA,
     in_folder,
+    open_repository,
     read_repository,
     write_checksums,
     write_repository,
@@ -47,17 +48,29 @@ def from_pretrained(source):
         OSError: If a file is damaged or cannot be written.
         ValueError: If it is not a model that this package published.
     """
+    return _read(source, read_repository)
+
+
+def locate(source):
+    """Return the `Entry` and the path of the weights of what `from_pretrained` takes.
+
+    For models that are built in another way than they were published; raises the same.
+    """
+    return _read(source, open_repository)
+
+
+def _read(source, read):
     if not str(source).startswith("hf://"):
-        return read_repository(in_folder(source), str(source))
+        return read(in_folder(source), str(source))
     repo_id, revision = parse_address(source)
     commit = resolve_revision(repo_id, revision)
 
     def fetch(filename, **expected):
         return download(repo_id, filename, commit, **expected)
 
-    model = read_repository(fetch, source)
+    result = read(fetch, source)
     remember_revision(repo_id, revision, commit)
-    return model
+    return result
 
 
 def push_to_hub(
@@ -97,8 +110,8 @@ def push_to_hub(
         metrics: Name -> value of what was measured, such as `{"accuracy": 0.81}`.
         base_model: The repository on the Hub that it was fine-tuned from.
         provenance: What is told of the origin of the weights, as text, under the keys
-            `source` (an address), `sha256` (of the source), `conversion` and
-            `verification`.
+            `training`, `command`, `versions`, `source` (an address), `sha256` (of the
+            source), `conversion` and `verification`.
         token: Of the Hub; `None` for that of the environment.
 
     Raises:

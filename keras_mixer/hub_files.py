@@ -258,8 +258,8 @@ def _explain(error, subject):
         isinstance(error, OSError) and error.errno is None
     ):
         return ConnectionError(
-            f"{subject}: the connection to {hub} failed ({error}). Try again later; a "
-            "proxy is set by HTTPS_PROXY."
+            f"{subject}: the connection to {hub} failed ({_first_line(error)}). Try "
+            "again later; a proxy is set by HTTPS_PROXY."
         )
     if isinstance(error, OSError):
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -272,13 +272,17 @@ def _explain(error, subject):
     return None
 
 
+def _first_line(error):
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
 def _check_announced_size(repo_id, filename, commit, max_size, token):
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
 
     url = hf_hub_url(repo_id, filename, revision=commit)
     subject = f"{repo_id}/{filename} at {commit}"
     announced = patiently(lambda: get_hf_file_metadata(url, token=token), subject).size
-    if announced is None or announced > max_size:
+    if announced is not None and announced > max_size:
         raise ValueError(
             f"{subject} must have at most {max_size} bytes. Received: {announced}. It "
             "is not fetched; ask the owner of the repository what it is."

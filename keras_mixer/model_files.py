@@ -19,17 +19,10 @@ import keras
 
 from keras_mixer.convert import describe
 from keras_mixer.hub import from_pretrained
+from keras_mixer.manifest import CHECKSUMS, CONFIG, WEIGHTS
 from keras_mixer.model import MLPMixer, mlp_mixer, save_official
 from keras_mixer.preprocessing import Preprocessing
-from keras_mixer.repository import (
-    CARD,
-    CHECKSUMS,
-    CONFIG,
-    LABELS,
-    METADATA,
-    WEIGHTS,
-    write_repository,
-)
+from keras_mixer.repository import CARD, LABELS, METADATA, write_repository
 from keras_mixer.weight_files import WEIGHT_ENDINGS, read_weights
 
 _WRITERS = {

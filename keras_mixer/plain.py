@@ -5,7 +5,6 @@ of ours with underscores (`block_0_token_mixing_dense_0`), so the file of its we
 one that `mlp_mixer(weights=...)` takes, too.
 """
 
-import inspect
 import itertools
 
 import keras
@@ -13,14 +12,8 @@ from keras import layers
 
 from keras_mixer.convert import check_finite
 from keras_mixer.layers import LAYER_NORM_EPSILON
+from keras_mixer.manifest import ACTIVATIONS
 from keras_mixer.model import model_weights
-
-# Those that Keras finds by their names alone.
-ACTIVATIONS = tuple(
-    name
-    for name, value in vars(keras.activations).items()
-    if inspect.isfunction(value) and name not in ("deserialize", "get", "serialize")
-)
 
 _FLOAT32 = {"dtype": "float32"}  # whatever the policy of the model or of the process
 

@@ -12,10 +12,11 @@ import numpy as np
 from keras_mixer.card import parameter_count
 from keras_mixer.convert import check_finite, check_weights, shapes_of
 from keras_mixer.hub_files import sha256_of
+from keras_mixer.manifest import CHECKSUMS, CONFIG, WEIGHTS
 from keras_mixer.model import MLPMixer, model_weights
 from keras_mixer.model_files import read_model
 from keras_mixer.reference import mixer
-from keras_mixer.repository import CARD, CHECKSUMS, CONFIG, LABELS, METADATA, WEIGHTS
+from keras_mixer.repository import CARD, LABELS, METADATA
 from keras_mixer.variants import weight_shapes
 from keras_mixer.weight_files import read_weights
 
@@ -23,8 +24,14 @@ from keras_mixer.weight_files import read_weights
 # of a Mixer lose one digit or two.
 TOLERANCE = 1e-5
 
-_SIZES = ("patch_size", "hidden_dim", "num_blocks", "tokens_mlp_dim")
-_SIZES += ("channels_mlp_dim", "num_classes")
+_SIZES = (
+    "patch_size",
+    "hidden_dim",
+    "num_blocks",
+    "tokens_mlp_dim",
+    "channels_mlp_dim",
+    "num_classes",
+)
 
 
 class Difference(NamedTuple):

@@ -123,7 +123,7 @@ def imports_of(path):
 
 def levels():
     """Module -> level, from the README's picture of the house."""
-    rows = re.findall(r"^\| (\d) \| (.+?) \|", (ROOT / "README.md").read_text(), re.M)
+    rows = re.findall(r"^\| (\d+) \| (.+?) \|", (ROOT / "README.md").read_text(), re.M)
     return {
         name: int(level)
         for level, files in rows

@@ -16,7 +16,7 @@ from pathlib import Path
 from keras_mixer import published
 from keras_mixer.checkpoints import find_checkpoint
 from keras_mixer.hub_files import download, parse_address, sha256_of
-from keras_mixer.repository import CHECKSUMS, read_checksums
+from keras_mixer.manifest import CHECKSUMS, read_checksums
 
 PUBLISHED = Path(__file__).parent / "published.json"
 

@@ -111,7 +111,8 @@ def publish(model, accuracy, options):
         provenance={
             "training": (
                 f"from random weights on the 50,000 training images of CIFAR-10, "
-                f"{options.epochs} epochs of batches of {BATCH_SIZE}, AdamW ({recipe}), "
+                f"{options.epochs} epochs of batches of {BATCH_SIZE}, AdamW "
+                f"({recipe}), "
                 f"random crop after padding by {PAD} pixels, horizontal flip, mixup "
                 f"{MIXUP}, stochastic depth {STOCHASTIC_DEPTH_RATE}, {options.dtype}; "
                 "the last epoch's weights, none chosen by the test images."
