@@ -2,7 +2,7 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-DEMO_BACKEND ?= jax
+DEMO_BACKEND ?= tensorflow
 BACKENDS ?= jax tensorflow torch
 
 .PHONY: demo test lint clean
@@ -26,7 +26,7 @@ lint: .venv/dev
 	touch $@
 
 .venv/demo: .venv/python pyproject.toml
-	$(BIN)/python -m pip install --quiet --editable '.[jax,demo]'
+	$(BIN)/python -m pip install --quiet --editable '.[tensorflow,demo]'
 	touch $@
 
 .venv/dev: .venv/python pyproject.toml

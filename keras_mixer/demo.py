@@ -15,7 +15,7 @@ from keras_mixer.family import MixerTi4
 from keras_mixer.preprocessing import preprocess
 from keras_mixer.training import finetune_optimizer
 
-EPOCHS = 3
+EPOCHS = 5
 BATCH_SIZE = 32
 LABELS = tuple(str(digit) for digit in range(10))
 
