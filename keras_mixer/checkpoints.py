@@ -8,7 +8,7 @@ known of its accuracy.
 import contextlib
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +16,7 @@ from keras_mixer import hub_files
 from keras_mixer.download import fetch
 from keras_mixer.labels import CIFAR10_LABELS
 from keras_mixer.preprocessing import Preprocessing
+from keras_mixer.published import PUBLISHED
 
 # Listed as gs://mixer_models in `vit_jax.ipynb` of google-research/vision_transformer.
 OFFICIAL_ADDRESS = "https://storage.googleapis.com/mixer_models"
@@ -138,7 +139,7 @@ def _miil(name, repository, num_classes, origin, accuracy):
 # True names. What timm calls `goog_in21k_ft_in1k` are the imagenet1k files; no Mixer of
 # Google's that was fine-tuned from ImageNet-21k is public, so the paper's 80.64 (B/16)
 # and 82.89 (L/16) belong to none of these.
-_CHECKPOINTS = (
+_RECORDS = (
     _official("imagenet1k", "B/16", 239_564_448, "76.44 (paper, table 3)"),
     _official("imagenet1k", "L/16", 832_868_560, "71.76 (paper, table 3)"),
     _official("imagenet21k", "B/16", 303_677_516, num_classes=21843),
@@ -180,6 +181,21 @@ _CHECKPOINTS = (
         embedded="mixer-ti4-cifar10",
     ),
 )
+
+
+def _with_repository(checkpoint):
+    """Return the record with our repository on the Hub, if it is published."""
+    key = (checkpoint.variant, checkpoint.name)
+    repository, commit, files = PUBLISHED.get(key, (None, None, ()))
+    return replace(
+        checkpoint,
+        hub_repository=repository,
+        hub_commit=commit,
+        hub_files=tuple(HubFile(*file) for file in files),
+    )
+
+
+_CHECKPOINTS = tuple(map(_with_repository, _RECORDS))
 
 
 def list_checkpoints(variant=None):

@@ -68,7 +68,7 @@ def from_tfds(name, split, *, data_dir=None):
         )
     try:
         num_examples = builder.info.splits[split].num_examples
-    except KeyError as error:
+    except (KeyError, ValueError) as error:  # TFDS's versions differ
         raise ValueError(
             f"`split` must be one of {', '.join(builder.info.splits)}, or a slice of "
             f"one. Received: split={split!r}"

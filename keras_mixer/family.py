@@ -131,8 +131,11 @@ def _find(variant, weights, input_shape):
         if input_shape != own_shape:
             # The token MLPs tell which of the two sizes the file is for.
             num_patches = describe(read_weights(path)[0])["num_patches"]
-            height, width, _ = input_shape
-            if num_patches == height * width // sizes.patch_size**2:
+            own, asked = (
+                height * width // sizes.patch_size**2
+                for height, width, _ in (own_shape, input_shape)
+            )
+            if num_patches == asked != own:
                 own_shape = input_shape
         return _Source(path, own_shape)
     if str(weights).startswith("hf://"):

@@ -62,7 +62,7 @@ def write_repository(model, folder, *, card=None, provenance=None, **facts):
         )
     plain = plain_model(model)
     card = card or write_card(model, provenance=provenance, **facts)
-    folder = Path(folder)
+    folder = Path(folder).absolute()  # Keras saves to no relative folder
     if folder.exists() and any(folder.iterdir()):
         raise ValueError(f"`folder` must be empty. Received: {str(folder)!r}")
     plain.save(folder, zipped=False)
