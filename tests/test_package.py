@@ -100,13 +100,16 @@ def loaded_by(statement):
     return set(python(code).split())
 
 
-def test_importing_the_package_loads_the_chosen_backend_only():
-    assert loaded_by("import keras_mixer") == {keras.config.backend()}
+def test_importing_the_package_loads_no_backend_beyond_keras_own():
+    # TensorFlow imports JAX where both are installed; that is not ours to change.
+    assert keras.config.backend() in loaded_by("import keras_mixer")
+    assert loaded_by("import keras_mixer") == loaded_by("import keras")
 
 
 def test_the_test_above_can_fail():
-    other = min(BACKENDS - {keras.config.backend()})
-    assert loaded_by(f"import keras_mixer, {other}") >= {keras.config.backend(), other}
+    other = "tensorflow" if keras.config.backend() == "torch" else "torch"
+    assert other not in loaded_by("import keras")
+    assert other in loaded_by(f"import keras_mixer, {other}")
 
 
 def imports_of(path):
