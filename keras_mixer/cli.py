@@ -188,21 +188,13 @@ def _models(options):
     from keras_mixer.checkpoints import list_checkpoints
     from keras_mixer.variants import VARIANTS, count_params, parse_variant
 
-    if options.variant:
-        parse_variant(options.variant)
     console = Console()
     sizes = Table("model", "parameters", "image", "patch", "width", "blocks")
     weights = Table("model", "weights", "classes", "image", "origin", "top-1")
     for variant in [options.variant] if options.variant else VARIANTS:
         numbers = parse_variant(variant)
         params = count_params(
-            patch_size=numbers.patch_size,
-            hidden_dim=numbers.hidden_dim,
-            num_blocks=numbers.num_blocks,
-            tokens_mlp_dim=numbers.tokens_mlp_dim,
-            channels_mlp_dim=numbers.channels_mlp_dim,
-            input_shape=(numbers.image_size, numbers.image_size, 3),
-            num_classes=1000,
+            **numbers.sizes, input_shape=numbers.image_shape, num_classes=1000
         )
         sizes.add_row(
             f"Mixer-{variant}",

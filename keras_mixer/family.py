@@ -48,7 +48,7 @@ _DOC = """Build Mixer-{variant}: {num_blocks} blocks of width {hidden_dim}.
 
 
 def _constructor(variant):
-    sizes = parse_variant(variant)
+    numbers = parse_variant(variant)
     default_name = f"mixer_{variant.replace('/', '').lower()}"
 
     def constructor(
@@ -63,10 +63,10 @@ def _constructor(variant):
         name=None,
         dtype=None,
     ):
-        own_shape = (sizes.image_size, sizes.image_size, 3)
+        own_shape = numbers.image_shape
         input_shape = own_shape if input_shape is None else tuple(input_shape)
         # Now, not after a download.
-        check_image_shape(input_shape, sizes.patch_size)
+        check_image_shape(input_shape, numbers.patch_size)
         if num_classes not in (None, 0):
             check_dim("num_classes", num_classes)
         check_rate("dropout_rate", dropout_rate)
@@ -74,11 +74,7 @@ def _constructor(variant):
 
         source = _find(variant, weights, input_shape)
         model = mlp_mixer(
-            patch_size=sizes.patch_size,
-            hidden_dim=sizes.hidden_dim,
-            num_blocks=sizes.num_blocks,
-            tokens_mlp_dim=sizes.tokens_mlp_dim,
-            channels_mlp_dim=sizes.channels_mlp_dim,
+            **numbers.sizes,
             input_shape=source.image_shape,
             num_classes=num_classes,
             weights=source.path,
@@ -100,9 +96,9 @@ def _constructor(variant):
     constructor.__name__ = constructor.__qualname__ = f"Mixer{variant.replace('/', '')}"
     constructor.__doc__ = _DOC.format(
         variant=variant,
-        num_blocks=sizes.num_blocks,
-        hidden_dim=sizes.hidden_dim,
-        image_size=sizes.image_size,
+        num_blocks=numbers.num_blocks,
+        hidden_dim=numbers.hidden_dim,
+        image_size=numbers.image_size,
         weights="".join(f'`"{name}"`, ' for name in names),
         name=default_name,
     )
@@ -124,15 +120,15 @@ def _find(variant, weights, input_shape):
     """Return the source of `weights`, downloaded if need be."""
     if weights is None:
         return _Source(None, input_shape)
-    sizes = parse_variant(variant)
-    own_shape = (sizes.image_size, sizes.image_size, 3)
+    numbers = parse_variant(variant)
+    own_shape = numbers.image_shape
     if str(weights).endswith(WEIGHT_ENDINGS):
         path = Path(weights)
         if input_shape != own_shape:
             # The token MLPs tell which of the two sizes the file is for.
             num_patches = describe(read_weights(path)[0])["num_patches"]
             own, asked = (
-                height * width // sizes.patch_size**2
+                height * width // numbers.patch_size**2
                 for height, width, _ in (own_shape, input_shape)
             )
             if num_patches == asked != own:

@@ -6,7 +6,7 @@ GSAM. Ti/4 is this package's own, for 32 x 32 images.
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,18 @@ class Variant:
     tokens_mlp_dim: int
     channels_mlp_dim: int
     image_size: int = 224
+
+    @property
+    def sizes(self):
+        """The sizes by the arguments of `keras_mixer.mlp_mixer`."""
+        sizes = asdict(self)
+        del sizes["image_size"]
+        return sizes
+
+    @property
+    def image_shape(self):
+        """Shape of the images the published weights take."""
+        return (self.image_size, self.image_size, 3)
 
 
 # size letter: (hidden_dim, num_blocks, tokens_mlp_dim, channels_mlp_dim, image_size)
