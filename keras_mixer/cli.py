@@ -4,6 +4,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from keras_mixer.arguments import add_command, add_model_options, chosen_model
+
 
 def main(arguments=None):
     """Run one command; return the exit status."""
@@ -27,29 +29,21 @@ def _parser():
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    command = _command(commands, "models", _models, "list the models and their weights")
+    command = add_command(
+        commands, "models", _models, "list the models and their weights"
+    )
     command.add_argument("--variant", help='only this one, for example "B/16"')
 
-    command = _command(commands, "predict", _predict, "classify image files")
+    command = add_command(commands, "predict", _predict, "classify image files")
     command.add_argument(
         "images", nargs="+", metavar="IMAGE", help="a picture or a folder of them"
     )
-    command.add_argument("--variant", default="Ti/4", help="default: %(default)s")
-    command.add_argument(
-        "--weights",
-        default="cifar10",
-        help="a checkpoint's name or a weight file (default: %(default)s)",
-    )
-    command.add_argument(
-        "--model",
-        help="a whole model instead of --weights: a saved .keras, a folder of a "
-        "published model, or hf://owner/name[@revision]",
-    )
+    add_model_options(command)
     command.add_argument("--labels", type=Path, help="text file, one class per line")
     command.add_argument("--top", type=int, default=3, help="default: %(default)s")
     command.add_argument("--plot", type=Path, help="also draw the result to this PNG")
 
-    command = _command(
+    command = add_command(
         commands, "convert", _convert, "write a model or weights in another format"
     )
     command.add_argument("source", metavar="SOURCE", help=_SOURCE)
@@ -61,7 +55,7 @@ def _parser():
     _add_told(command)
     command.add_argument("--force", action="store_true", help="replace TARGET")
 
-    command = _command(
+    command = add_command(
         commands, "verify", _verify, "check a model against the paper, in NumPy"
     )
     command.add_argument("sources", nargs="+", metavar="SOURCE", help=_SOURCE)
@@ -72,7 +66,7 @@ def _parser():
         help="a weight file whose arrays must be there, bit for bit",
     )
 
-    command = _command(
+    command = add_command(
         commands,
         "publish",
         _publish,
@@ -100,7 +94,7 @@ def _parser():
         "--dry-run", metavar="FOLDER", help="write the files there, send nothing"
     )
 
-    command = _command(
+    command = add_command(
         commands, "demo", _demo, "fine-tune the embedded checkpoint on digits, offline"
     )
     command.add_argument(
@@ -173,14 +167,6 @@ def _as_options(told):
     return " ".join(words)
 
 
-def _command(commands, name, run, help):
-    command = commands.add_parser(
-        name, help=help, description=help[0].upper() + help[1:] + "."
-    )
-    command.set_defaults(run=run)
-    return command
-
-
 def _models(options):
     from rich.console import Console
     from rich.table import Table
@@ -220,24 +206,14 @@ def _models(options):
 
 
 def _predict(options):
-    from keras_mixer import family, visualize
+    from keras_mixer import visualize
     from keras_mixer.labels import decode_predictions
-    from keras_mixer.model_files import read_model
     from keras_mixer.preprocessing import list_images, preprocess
 
     files = []
     for path in map(Path, options.images):
         files += list_images(path) if path.is_dir() else [path]
-    if options.model:
-        model = read_model(options.model)
-    else:
-        constructors = family.CONSTRUCTORS
-        if options.variant not in constructors:
-            raise ValueError(
-                f"--variant must be one of {', '.join(constructors)}. "
-                f"Received: {options.variant!r}"
-            )
-        model = constructors[options.variant](weights=options.weights)
+    model = chosen_model(options)
     labels = model.labels
     if options.labels:
         labels = options.labels.read_text(encoding="utf-8").splitlines()

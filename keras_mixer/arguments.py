@@ -1,0 +1,50 @@
+"""What several commands share: how a command, a model and a data set are asked for."""
+
+
+def add_command(commands, name, run, help):
+    """Add a subcommand whose description is its help, as a sentence."""
+    command = commands.add_parser(
+        name, help=help, description=help[0].upper() + help[1:] + "."
+    )
+    command.set_defaults(run=run)
+    return command
+
+
+def add_model_options(command):
+    """Add the options that `chosen_model` reads."""
+    command.add_argument("--variant", default="Ti/4", help="default: %(default)s")
+    command.add_argument(
+        "--weights",
+        default="cifar10",
+        help="a checkpoint's name, a weight file or none (default: %(default)s)",
+    )
+    command.add_argument(
+        "--model",
+        help="a whole model instead of --weights: a saved .keras, a folder of a "
+        "published model, or hf://owner/name[@revision]",
+    )
+
+
+def chosen_model(options, **arguments):
+    """Return the model that `--model`, or else `--variant` and `--weights`, name.
+
+    Args:
+        options: Parsed options of `add_model_options`.
+        **arguments: Arguments of the family's constructors, such as `num_classes`; only
+            without `--model`.
+
+    Raises:
+        ValueError: If there is no such variant or the weights do not fit.
+    """
+    from keras_mixer.family import CONSTRUCTORS
+    from keras_mixer.model_files import read_model
+
+    if options.model:
+        return read_model(options.model)
+    if options.variant not in CONSTRUCTORS:
+        raise ValueError(
+            f"--variant must be one of {', '.join(CONSTRUCTORS)}. "
+            f"Received: {options.variant!r}"
+        )
+    weights = None if options.weights == "none" else options.weights
+    return CONSTRUCTORS[options.variant](weights=weights, **arguments)
