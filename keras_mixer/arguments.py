@@ -48,3 +48,52 @@ def chosen_model(options, **arguments):
         )
     weights = None if options.weights == "none" else options.weights
     return CONSTRUCTORS[options.variant](weights=weights, **arguments)
+
+
+def add_data_options(command, *, split, validation_split=None):
+    """Add the options that `opened_source` reads.
+
+    Args:
+        command: A command of `add_command`.
+        split: Default of `--split`.
+        validation_split: Default of `--validation-split`; `None` for a command that
+            reads one split only.
+    """
+    group = command.add_argument_group("data")
+    group.add_argument(
+        "--data",
+        required=True,
+        metavar="NAME_OR_FOLDER",
+        help="a data set of TFDS, such as cifar10, or a folder with a folder of "
+        "pictures per class",
+    )
+    group.add_argument(
+        "--data-dir",
+        metavar="FOLDER",
+        help="where prepared TFDS data sets lie (default: that of TFDS)",
+    )
+    group.add_argument(
+        "--split",
+        default=split,
+        help='which examples, such as "train[:98%%]" (default: %(default)s)',
+    )
+    if validation_split:
+        group.add_argument(
+            "--validation-split",
+            default=validation_split,
+            metavar="SPLIT",
+            help="what the accuracy is measured on, or none (default: %(default)s)",
+        )
+
+
+def opened_source(options, split):
+    """Return the `data.Source` of one split of what `--data` names.
+
+    Raises:
+        ImportError: If a package that reads it is not installed.
+        OSError: If it cannot be read.
+        ValueError: If there is no such data set, folder or split.
+    """
+    from keras_mixer.data import open_source
+
+    return open_source(options.data, split, data_dir=options.data_dir)
