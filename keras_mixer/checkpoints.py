@@ -256,14 +256,29 @@ def weights_path(checkpoint):
             sha256=file.sha256,
             size=file.size,
         )
-    home = Path(os.environ.get("KERAS_HOME") or "~/.keras").expanduser()
-    *_, folder, name = checkpoint.address.split("/")
-    path = home / "keras_mixer" / "weights" / folder / name
+    path = _home_path(checkpoint)
     if checkpoint.address.startswith("hf://"):
-        return _from_hub(checkpoint.address, path.with_name(f"{name}.seen"))
+        return _from_hub(checkpoint.address, path.with_name(f"{path.name}.seen"))
     return fetch(
         checkpoint.address, path, size=checkpoint.size, tolerance=_SIZE_TOLERANCE
     )
+
+
+def is_cached(checkpoint):
+    """Whether the weights lie on this machine where `weights_path` will look first."""
+    if checkpoint.embedded:
+        return True
+    if checkpoint.hub_commit:
+        return hub_files.is_cached(
+            checkpoint.hub_repository, _WEIGHTS_NAME, checkpoint.hub_commit
+        )
+    return _home_path(checkpoint).is_file()
+
+
+def _home_path(checkpoint):
+    home = Path(os.environ.get("KERAS_HOME") or "~/.keras").expanduser()
+    *_, folder, name = checkpoint.address.split("/")
+    return home / "keras_mixer" / "weights" / folder / name
 
 
 def _from_hub(address, note):

@@ -1,13 +1,24 @@
 """The constructors of the family: `MixerS32` ... `MixerH14` and `MixerTi4`."""
 
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from keras_mixer.checkpoints import find_checkpoint, list_checkpoints, weights_path
+from keras_mixer.checkpoints import (
+    find_checkpoint,
+    is_cached,
+    list_checkpoints,
+    weights_path,
+)
 from keras_mixer.convert import describe
 from keras_mixer.hub import locate
-from keras_mixer.layers import check_dim, check_image_shape, check_rate
-from keras_mixer.model import mlp_mixer
+from keras_mixer.layers import (
+    check_dim,
+    check_image_shape,
+    check_rate,
+    zero_kernels,
+)
+from keras_mixer.model import load_weights, mlp_mixer
 from keras_mixer.preprocessing import Preprocessing
 from keras_mixer.resolution import resize
 from keras_mixer.variants import parse_variant
@@ -73,20 +84,31 @@ def _constructor(variant):
         check_rate("stochastic_depth_rate", stochastic_depth_rate)
 
         source = _find(variant, weights, input_shape)
-        model = mlp_mixer(
-            **numbers.sizes,
-            input_shape=source.image_shape,
-            num_classes=num_classes,
-            weights=source.path,
-            approximate_gelu=source.approximate_gelu,
-            preprocessing=source.preprocessing,
-            classifier_activation=classifier_activation,
-            include_preprocessing=include_preprocessing,
-            dropout_rate=dropout_rate,
-            stochastic_depth_rate=stochastic_depth_rate,
-            name=name or default_name,
-            dtype=dtype,
-        )
+
+        def build(num_classes, weights=None):
+            return mlp_mixer(
+                **numbers.sizes,
+                input_shape=source.image_shape,
+                num_classes=num_classes,
+                weights=weights,
+                approximate_gelu=source.approximate_gelu,
+                preprocessing=source.preprocessing,
+                classifier_activation=classifier_activation,
+                include_preprocessing=include_preprocessing,
+                dropout_rate=dropout_rate,
+                stochastic_depth_rate=stochastic_depth_rate,
+                name=name or default_name,
+                dtype=dtype,
+            )
+
+        if isinstance(source.path, Future):
+            with zero_kernels():
+                model = build(
+                    source.num_classes if num_classes is None else num_classes
+                )
+            load_weights(model, source.path.result())
+        else:
+            model = build(num_classes, source.path)
         if model.config["num_classes"] == source.num_classes:
             model.labels = source.labels
         same_size = source.image_shape == input_shape
@@ -106,9 +128,13 @@ def _constructor(variant):
 
 
 class _Source(NamedTuple):
-    """Where weights lie, and what must be known of them beside the file."""
+    """Where weights lie, and what must be known of them beside the file.
 
-    path: Path | None
+    The path of a cached file is a `Future`: its SHA-256 takes as long as to build the
+    graph, and is computed meanwhile.
+    """
+
+    path: Path | Future | None
     image_shape: tuple
     approximate_gelu: bool | None = None
     preprocessing: Preprocessing | None = None
@@ -150,8 +176,14 @@ def _find(variant, weights, input_shape):
             "`input_shape` must have 3 channels with a named checkpoint. "
             f"Received: input_shape={input_shape}"
         )
+    if is_cached(checkpoint):
+        hashing = ThreadPoolExecutor(1)
+        path = hashing.submit(weights_path, checkpoint)
+        hashing.shutdown(wait=False)
+    else:
+        path = weights_path(checkpoint)
     return _Source(
-        weights_path(checkpoint),
+        path,
         own_shape,
         checkpoint.approximate_gelu,
         checkpoint.preprocessing,

@@ -102,7 +102,7 @@ def download(
         OSError: If the content is not what it must be or cannot be written.
         ValueError: If the file is larger than `max_size`.
     """
-    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+    from huggingface_hub import hf_hub_download
 
     def fetch(*, again=False):
         return Path(
@@ -119,8 +119,7 @@ def download(
             )
         )
 
-    cached = try_to_load_from_cache(repo_id, filename, revision=commit)
-    if max_size is not None and not isinstance(cached, str):
+    if max_size is not None and not is_cached(repo_id, filename, commit):
         _check_announced_size(repo_id, filename, commit, max_size, token)
     path = fetch()
     if problem := damage(path, sha256, size):
@@ -133,6 +132,13 @@ def download(
             "report it to the owner of the repository."
         )
     return path
+
+
+def is_cached(repo_id, filename, commit):
+    """Whether the client's cache has the file, intact or not."""
+    from huggingface_hub import try_to_load_from_cache
+
+    return isinstance(try_to_load_from_cache(repo_id, filename, revision=commit), str)
 
 
 def sha256_of(path):

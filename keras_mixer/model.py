@@ -25,6 +25,14 @@ from keras_mixer.preprocessing import Preprocessing
 from keras_mixer.variants import weight_shapes
 from keras_mixer.weight_files import read_weights, write_official
 
+_SIZES = (
+    "patch_size",
+    "hidden_dim",
+    "num_blocks",
+    "tokens_mlp_dim",
+    "channels_mlp_dim",
+)
+
 
 @keras.saving.register_keras_serializable("keras_mixer")
 class MLPMixer(keras.Model):
@@ -289,6 +297,25 @@ def _read_for(path, sizes, num_classes):
     )
     check_weights(arrays, expected, source=path)
     return arrays, num_classes, layout
+
+
+def load_weights(model, path):
+    """Set the weights of a Mixer to those of a file.
+
+    A head with another number of classes than the file's stays as it is.
+
+    Args:
+        model: An `MLPMixer`.
+        path: An official `.npz`, a timm `.safetensors` or a `.weights.h5`.
+
+    Raises:
+        ValueError: If the file is damaged or does not fit; nothing is set then.
+        FileNotFoundError: If there is no file at `path`.
+    """
+    config = model.config
+    sizes = {name: config[name] for name in (*_SIZES, "input_shape")}
+    arrays, *_ = _read_for(path, sizes, config["num_classes"])
+    _assign(model, arrays)
 
 
 def _assign(model, arrays):

@@ -408,6 +408,7 @@ def test_the_record_decides_how_the_model_computes(checkpoint, monkeypatch):
         received.update(arguments)
         raise Built
 
+    monkeypatch.setattr(family, "is_cached", lambda record: False)
     monkeypatch.setattr(family, "weights_path", lambda record: record)
     monkeypatch.setattr(family, "mlp_mixer", build)
     with pytest.raises(Built):
