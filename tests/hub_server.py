@@ -119,9 +119,11 @@ class Hub:
         `kind` and `value`: `status` (the code), `drop` (the connection, after so many
         bytes of the body; 0 for no answer at all), `truncate` (a whole answer of so
         many bytes), `stall` (seconds before the body), `corrupt` (as many bytes, the
-        first ones wrong), `call` (a function, before the request is served).
+        first ones wrong), `slow` (bytes in a second), `call` (a function, before the
+        request is served).
         """
-        assert kind in ("status", "drop", "truncate", "stall", "corrupt", "call"), kind
+        kinds = ("status", "drop", "truncate", "stall", "corrupt", "slow", "call")
+        assert kind in kinds, kind
         self._faults.append([path_regex, method, times, kind, value])
 
     def no_faults(self):
@@ -318,6 +320,8 @@ class _Handler(BaseHTTPRequestHandler):
                 self.wfile.write(data)
                 self.record["sent"] += len(data)
                 left -= len(data)
+                if self.kind == "slow":
+                    time.sleep(len(data) / self.value)
 
 
 # --- what is known of a repository ------------------------------------------------

@@ -6,12 +6,17 @@ were raised. Each test has its own repository, and so its own part of the cache.
 """
 
 import errno
+import hashlib
 import json
 import multiprocessing
 import os
+import random
 import resource
+import shutil
+import signal
 import subprocess
 import sys
+import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -28,6 +33,7 @@ from hypothesis import strategies as st
 from keras_mixer import hub_files
 from keras_mixer.card import is_written, write_card
 from keras_mixer.hub import from_pretrained, push_to_hub
+from keras_mixer.hub_files import sha256_of
 from keras_mixer.model import mlp_mixer
 from keras_mixer.preprocessing import Preprocessing
 from keras_mixer.repository import write_checksums, write_repository
@@ -35,6 +41,7 @@ from keras_mixer.weight_files import read_weights
 
 LABELS = ("ant", "bee", "cat", "dog", "elk")
 TOKENS = {"hf_alice": "alice", "hf_bob": "bob"}
+KILLS = int(os.environ.get("KERAS_MIXER_KILLS", "5"))
 FUZZ_EXAMPLES = int(os.environ.get("KERAS_MIXER_FUZZ_EXAMPLES", "200"))
 
 
@@ -916,3 +923,68 @@ def test_a_branch_that_moves_meanwhile_is_read_at_one_commit(
     np.testing.assert_array_equal(
         client(load, f"hf://{name}")[0], predict(make_model(1))
     )
+
+
+# --- killed, and two at once ------------------------------------------------------
+
+# The module alone: a process that imports a backend takes seconds. It reads the file
+# as a loader would, at once.
+DOWNLOAD = f"""
+import hashlib, importlib.util, sys
+spec = importlib.util.spec_from_file_location("hub_files", {hub_files.__file__!r})
+hub_files = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(hub_files)
+import huggingface_hub.file_download
+name, commit, sha256 = sys.argv[1:]
+print("ready", flush=True)
+path = hub_files.download(name, "model.weights.h5", commit, sha256=sha256)
+print(hashlib.sha256(path.read_bytes()).hexdigest() == sha256, flush=True)
+"""
+
+
+def start_download(hub, home, name, commit, sha256):
+    process = subprocess.Popen(
+        [sys.executable, "-c", DOWNLOAD, name, commit, sha256],
+        env={**os.environ, **hub.environment(home, "hf_alice")},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+@pytest.fixture
+def large(hub):
+    """A repository with a file of a megabyte: name, commit, sha256."""
+    content = np.random.default_rng(0).bytes(2**20)
+    commit = hub.commit("alice/large", {"model.weights.h5": content})
+    return "alice/large", commit, hashlib.sha256(content).hexdigest()
+
+
+def test_a_killed_download_is_never_taken_for_a_file(hub, large, tmp_path):
+    moments = random.Random(0)
+    for _ in range(KILLS):
+        hub.no_faults()
+        hub.fault("/storage/", "slow", 4 * 2**20, times=9)  # 0.25 s for the whole
+        process = start_download(hub, tmp_path, *large)
+        time.sleep(moments.uniform(0, 0.5))
+        process.send_signal(signal.SIGKILL)
+        said, _ = process.communicate(timeout=60)
+        assert said in ("", "True\n")
+        for path in tmp_path.rglob("snapshots/*/model.weights.h5"):
+            assert sha256_of(path) == large[-1]
+        if said and moments.random() < 0.5:  # begin anew, or go on with a whole file
+            shutil.rmtree(tmp_path / "hub")
+    hub.no_faults()
+    process = start_download(hub, tmp_path, *large)
+    assert process.communicate(timeout=60)[0] == "True\n"
+
+
+def test_two_processes_may_download_at_once(hub, large, tmp_path):
+    hub.fault("/storage/", "slow", 4 * 2**20, times=2)
+    processes = [start_download(hub, tmp_path, *large) for _ in range(2)]
+    for process in processes:
+        assert process.communicate(timeout=60)[0] == "True\n"
+        assert process.returncode == 0
+    (path,) = tmp_path.rglob("snapshots/*/model.weights.h5")
+    assert sha256_of(path) == large[-1]
