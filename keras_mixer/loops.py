@@ -1,0 +1,162 @@
+"""`fit` and `evaluate` from what a backend can do in one step, for several devices.
+
+Keras's own loops fail or go wrong on some of them (see `distribution.py`). These two call
+the same callbacks and give the same logs, and need two functions: one step of training,
+and the forward pass of one batch on the devices of this process.
+"""
+
+from itertools import islice
+
+import keras
+import numpy as np
+
+LOST = (
+    "Another process of this job has ended, or cannot be reached. Its own output says "
+    "why. Start all processes again: they go on from the last checkpoint, if any."
+)
+
+
+def fit(
+    model,
+    batches,
+    train_step,
+    evaluate,
+    *,
+    epochs=1,
+    initial_epoch=0,
+    steps_per_epoch=None,
+    validation_data=None,
+    validation_freq=1,
+    callbacks=None,
+    verbose="auto",
+):
+    """Train as `model.fit` does, with a training step of one's own.
+
+    Args:
+        model: A compiled model.
+        batches: Iterable of what `train_step` takes. With `steps_per_epoch` it is one
+            stream for all epochs, else it is begun anew in each.
+        train_step: Takes a batch, makes one step and returns the logs so far.
+        evaluate: Takes the model and `validation_data` and returns a dictionary of logs.
+        epochs, initial_epoch, steps_per_epoch, validation_data, validation_freq,
+            callbacks, verbose: As in `model.fit`.
+
+    Returns:
+        Keras's `History`.
+    """
+    callbacks = keras.callbacks.CallbackList(
+        [Validation(evaluate, validation_data, validation_freq), *(callbacks or ())],
+        add_history=True,
+        add_progbar=verbose != 0,
+        verbose=1 if verbose == "auto" else verbose,
+        epochs=epochs,
+        steps=steps_per_epoch,
+        model=model,
+    )
+    model.stop_training = False
+    callbacks.on_train_begin()
+    stream = iter(batches)
+    logs = {}
+    for epoch in range(initial_epoch, epochs):
+        model.reset_metrics()
+        callbacks.on_epoch_begin(epoch)
+        if not steps_per_epoch and epoch > initial_epoch:
+            stream = iter(batches)
+        for step, batch in enumerate(islice(stream, steps_per_epoch)):
+            callbacks.on_train_batch_begin(step)
+            logs = train_step(batch)
+            callbacks.on_train_batch_end(step, logs)
+            if model.stop_training:
+                break
+        callbacks.on_epoch_end(epoch, dict(logs))
+        if model.stop_training:
+            break
+    callbacks.on_train_end(logs)
+    return model.history
+
+
+class Validation(keras.callbacks.Callback):
+    """Adds what `evaluate` finds to the logs of an epoch, before the other callbacks.
+
+    Args:
+        evaluate: Takes the model and `data` and returns a dictionary.
+        data: What to evaluate on; `None` for nothing.
+        every: Epochs between two evaluations.
+    """
+
+    def __init__(self, evaluate, data, every=1):
+        super().__init__()
+        self.evaluate, self.data, self.every = evaluate, data, every
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Evaluate and write `val_...` into the logs."""
+        if self.data is not None and (epoch + 1) % self.every == 0:
+            found = self.evaluate(self.model, self.data)
+            logs.update({f"val_{name}": value for name, value in found.items()})
+
+
+def evaluate(model, batches, forward, add_up, *, steps=None, return_dict=False):
+    """Return the loss and the metrics over `batches`, each example counted once.
+
+    The forward pass may pad a batch as its devices need it: what it returns is without
+    the padding. Sample weights of zero would not do: Keras counts padded examples in
+    the mean of the loss and in every metric that is not a weighted one.
+
+    Args:
+        model: A compiled model. Its weights and metrics are not touched.
+        batches: Iterable of `(x, y)` or `(x, y, sample_weight)`: the part of this
+            process.
+        forward: Takes `x` and returns the predictions, both NumPy arrays.
+        add_up: Takes a list of arrays and returns their sums over all processes. Metrics
+            add up so by Keras's own contract (`aggregation="sum"`).
+        steps: Number of batches, `None` for all.
+        return_dict: As in `model.evaluate`.
+
+    Returns:
+        A dictionary, or without `return_dict` a list (one number if it is only one).
+    """
+    state = None
+    for x, y, *weights in islice(batches, steps):
+        x, y = np.asarray(x), np.asarray(y)
+        weights = np.asarray(weights[0]) if weights else None
+        predictions = forward(x)
+        if state is None:
+            with keras.StatelessScope(_zeros(model)):  # creates what is still missing
+                model.compute_metrics(x, y, predictions, weights)
+            state = _zeros(model)
+        with keras.StatelessScope(state) as scope:
+            loss = model.compute_loss(x, y, predictions, weights, training=False)
+            mean_loss = model.metrics[0]
+            mean_loss.update_state(loss * _replicas_in_scope(), sample_weight=len(x))
+            model.compute_metrics(x, y, predictions, weights)
+        state = [(v, scope.get_current_value(v)) for v in model.metrics_variables]
+    if state is None:
+        raise ValueError("`batches` must hold at least one batch. Received none.")
+    sums = add_up([keras.ops.convert_to_numpy(value) for _, value in state])
+    state = [(v, value) for (v, _), value in zip(state, sums, strict=True)]
+    with keras.StatelessScope(state):
+        results = model.get_metrics_result()
+    results = {name: float(value) for name, value in results.items()}
+    if return_dict:
+        return results
+    return list(results.values()) if len(results) > 1 else results["loss"]
+
+
+def _zeros(model):
+    # Not `reset_state`: on several hosts every one would have to call it.
+    return [(v, np.zeros(v.shape, v.dtype)) for v in model.metrics_variables]
+
+
+def _replicas_in_scope():
+    """Number by which Keras divides a loss computed here."""
+    if keras.config.backend() != "tensorflow":
+        return 1
+    import tensorflow as tf
+
+    return tf.distribute.get_strategy().num_replicas_in_sync
+
+
+def padded(x, multiple):
+    """Return `x` with its last row repeated up to a multiple of `multiple` rows."""
+    missing = -len(x) % multiple
+    return np.concatenate([x, np.repeat(x[-1:], missing, axis=0)]) if missing else x
