@@ -240,7 +240,9 @@ def confusion_matrix(matrix, label_names=None):
     """Draw how often each true class (rows) was taken for each class (columns).
 
     Colours show fractions of the row, so that rare classes can be compared with
-    frequent ones; small matrices show the counts too.
+    frequent ones, on a square-root scale, so that rare confusions can be seen. Small
+    matrices show the counts too; in large ones, a row or column is several neighbouring
+    classes together.
 
     Args:
         matrix: Array `(classes, classes)` of counts, or the tuple
@@ -261,20 +263,25 @@ def confusion_matrix(matrix, label_names=None):
             "`label_names` must have one name per class. Received: "
             f"{len(names)} names for {num_classes} classes"
         )
-    fractions = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     accuracy = np.trace(counts) / max(counts.sum(), 1)
+    together = math.ceil(num_classes / 100)
+    starts = range(0, num_classes, together)
+    cells = np.add.reduceat(np.add.reduceat(counts, starts, axis=0), starts, axis=1)
+    fractions = cells / np.maximum(cells.sum(axis=1, keepdims=True), 1)
 
     edge = min(3.5 + 0.42 * num_classes, 12)
     figure = _figure(edge + 0.8, edge)
+    from matplotlib.colors import PowerNorm
+
     axes = figure.subplots()
     image = axes.imshow(
-        fractions, cmap="Blues", vmin=0, vmax=1, interpolation="nearest"
+        fractions, cmap="Blues", norm=PowerNorm(0.5, 0, 1), interpolation="nearest"
     )
     axes.set_title(f"Confusion matrix, accuracy {accuracy:.1%}", fontsize=11)
-    axes.set(xlabel="predicted class", ylabel="true class")
-    step = math.ceil(num_classes / 40)
-    ticks = range(0, num_classes, step)
-    names = names[::step]
+    several = f", {together} together" if together > 1 else ""
+    axes.set(xlabel=f"predicted class{several}", ylabel=f"true class{several}")
+    ticks = range(0, len(cells), math.ceil(len(cells) / 40))
+    names = [names[tick * together] for tick in ticks]
     tilted = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
     axes.set_xticks(ticks, names, parse_math=False, **tilted)
     axes.set_yticks(ticks, names, parse_math=False)
@@ -288,9 +295,10 @@ def confusion_matrix(matrix, label_names=None):
                 ha="center",
                 va="center",
                 fontsize=8,
-                color="white" if fractions[row, column] > 0.5 else "black",
+                color="white" if fractions[row, column] > 0.3 else "black",
             )
     bar = figure.colorbar(image, ax=axes, shrink=0.75, aspect=25)
+    bar.set_ticks([0, 0.01, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1])
     bar.set_label("fraction of the true class")
     bar.outline.set_visible(False)
     return figure
