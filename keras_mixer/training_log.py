@@ -1,0 +1,92 @@
+"""The numbers of a run, one row per stretch: `log.csv`, TensorBoard, `History`."""
+
+import csv
+import os
+import secrets
+from pathlib import Path
+
+import keras
+
+_FIRST = ("step", "loss", "accuracy")
+
+
+class TrainingLog:
+    """Rows of numbers by the steps they were measured at, each in the file once.
+
+    The file is written anew with every row and takes the place of the old one when it
+    is complete: a killed run leaves no half row, and one that goes on from an earlier
+    step drops the rows after it.
+
+    Args:
+        path: The CSV file.
+        tensorboard: Folder for TensorBoard, or `None`. Needs TensorFlow.
+    """
+
+    def __init__(self, path, *, tensorboard=None):
+        self.path = Path(path)
+        self.rows = []
+        self._writer = None
+        if tensorboard is not None:
+            try:
+                import tensorflow as tf
+            except ImportError as error:
+                raise ImportError(
+                    "Logs for TensorBoard are written by TensorFlow: "
+                    "pip install 'keras-mixer[tensorflow]'"
+                ) from error
+            self._writer = tf.summary.create_file_writer(str(tensorboard))
+
+    def go_on_from(self, step):
+        """Take over the rows that the file has up to `step`."""
+        if self.path.is_file():
+            with open(self.path, newline="", encoding="utf-8") as file:
+                rows = [
+                    {name: float(cell) for name, cell in row.items() if cell}
+                    for row in csv.DictReader(file)
+                ]
+            self.rows = [
+                {**row, "step": int(row["step"])} for row in rows if row["step"] <= step
+            ]
+
+    def append(self, step, numbers):
+        """Add the numbers of one step."""
+        self.rows.append({"step": step, **numbers})
+        self._write()
+        if self._writer:
+            import tensorflow as tf
+
+            with self._writer.as_default():
+                for name, value in numbers.items():
+                    tf.summary.scalar(name, value, step=step)
+            self._writer.flush()
+
+    def history(self, model):
+        """Return Keras's `History` of all rows, those before an interruption too.
+
+        Every list has one entry per row; what was not measured there is NaN.
+        """
+        history = keras.callbacks.History()
+        history.set_model(model)
+        history.epoch = list(range(len(self.rows)))
+        history.history = {
+            name: [row.get(name, float("nan")) for row in self.rows]
+            for name in self._columns()
+        }
+        return history
+
+    def _columns(self):
+        names = {name for row in self.rows for name in row}
+        return [n for n in _FIRST if n in names] + sorted(names - set(_FIRST))
+
+    def _write(self):
+        temporary = self.path.with_name(f".{self.path.name}.{secrets.token_hex(4)}.tmp")
+        try:
+            with open(temporary, "x", newline="", encoding="utf-8") as file:
+                writer = csv.DictWriter(file, self._columns(), restval="")
+                writer.writeheader()
+                writer.writerows(self.rows)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, self.path)
+        finally:
+            temporary.unlink(missing_ok=True)
