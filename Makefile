@@ -1,11 +1,11 @@
-# Both targets start from nothing but Python 3.11+, git and make.
+# All targets start from nothing but Python 3.11+, git and make.
 
 PYTHON ?= python3
 BIN := .venv/bin
 DEMO_BACKEND ?= tensorflow
 BACKENDS ?= jax tensorflow torch
 
-.PHONY: demo test lint clean
+.PHONY: demo test nightly lint clean
 
 demo: .venv/demo
 	KERAS_BACKEND=$(DEMO_BACKEND) $(BIN)/keras-mixer demo
@@ -14,6 +14,11 @@ test: .venv/dev lint
 	for backend in $(BACKENDS); do \
 		KERAS_BACKEND=$$backend $(BIN)/python -m pytest || exit 1; \
 	done
+
+# Every checkpoint at full size, ten times the fuzzing, ten times the kills.
+nightly: .venv/dev
+	KERAS_MIXER_FUZZ_EXAMPLES=2000 KERAS_MIXER_KILLS=50 KERAS_BACKEND=tensorflow \
+		$(BIN)/python -m pytest -m "nightly or not nightly"
 
 lint: .venv/dev
 	$(BIN)/ruff format --check .

@@ -39,7 +39,7 @@ def _parser():
         "images", nargs="+", metavar="IMAGE", help="a picture or a folder of them"
     )
     add_model_options(command)
-    command.add_argument("--labels", type=Path, help="text file, one class per line")
+    _add_labels(command)
     command.add_argument("--top", type=int, default=3, help="default: %(default)s")
     command.add_argument("--plot", type=Path, help="also draw the result to this PNG")
 
@@ -53,6 +53,7 @@ def _parser():
         help="an official .npz, a .weights.h5, a .keras, or else a folder",
     )
     _add_told(command)
+    _add_labels(command)
     command.add_argument("--force", action="store_true", help="replace TARGET")
 
     command = add_command(
@@ -75,6 +76,7 @@ def _parser():
     command.add_argument("source", metavar="SOURCE", help=_SOURCE)
     command.add_argument("repository", metavar="OWNER/NAME", help="made if missing")
     _add_told(command)
+    _add_labels(command)
     command.add_argument(
         "--private", action="store_true", help="only the owner can see it"
     )
@@ -146,6 +148,30 @@ def _add_told(command):
     )
 
 
+def _add_labels(command):
+    command.add_argument("--labels", type=Path, help="text file, one class per line")
+
+
+def _read_labels(options, model):
+    """Return the names of the classes that are given, or else those of the model."""
+    from keras_mixer.labels import label_names
+
+    if not options.labels:
+        return model.labels
+    names = options.labels.read_text(encoding="utf-8").splitlines()
+    label_names(names, model.output_shape[-1])  # as many as there are classes
+    return tuple(names)
+
+
+def _read_source(options):
+    """Return the model of SOURCE, with all that is told of it."""
+    from keras_mixer.model_files import read_model
+
+    model = read_model(options.source, **_told(options))
+    model.labels = _read_labels(options, model)
+    return model
+
+
 def _told(options):
     return {
         "input_shape": options.input_shape and tuple(options.input_shape),
@@ -214,9 +240,7 @@ def _predict(options):
     for path in map(Path, options.images):
         files += list_images(path) if path.is_dir() else [path]
     model = chosen_model(options)
-    labels = model.labels
-    if options.labels:
-        labels = options.labels.read_text(encoding="utf-8").splitlines()
+    labels = _read_labels(options, model)
     images = preprocess(files, model)
     predictions = decode_predictions(
         model.predict(images, verbose=0), labels, top=options.top
@@ -231,15 +255,10 @@ def _predict(options):
 
 
 def _convert(options):
-    from keras_mixer.model_files import (
-        check_target,
-        read_model,
-        reading_arguments,
-        write_model,
-    )
+    from keras_mixer.model_files import check_target, reading_arguments, write_model
 
     check_target(options.target, overwrite=options.force)
-    model = read_model(options.source, **_told(options))
+    model = _read_source(options)
     write_model(model, options.target, overwrite=options.force)
     print(f"Written: {options.target}")
     if told := reading_arguments(model, options.target):
@@ -256,10 +275,10 @@ def _verify(options):
 
 def _publish(options):
     from keras_mixer.hub import push_to_hub
-    from keras_mixer.model_files import read_model, write_folder
+    from keras_mixer.model_files import write_folder
     from keras_mixer.verify import verify
 
-    model = read_model(options.source, **_told(options))
+    model = _read_source(options)
     print(verify(model))
     facts = {
         "licence": options.licence,

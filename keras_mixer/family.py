@@ -4,6 +4,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
+import keras
+
 from keras_mixer.checkpoints import (
     find_checkpoint,
     is_cached,
@@ -82,6 +84,8 @@ def _constructor(variant):
             check_dim("num_classes", num_classes)
         check_rate("dropout_rate", dropout_rate)
         check_rate("stochastic_depth_rate", stochastic_depth_rate)
+        keras.activations.get(classifier_activation)
+        keras.dtype_policies.get(dtype)
 
         source = _find(variant, weights, input_shape)
 

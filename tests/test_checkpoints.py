@@ -23,7 +23,7 @@ from keras_mixer.checkpoints import (
     list_checkpoints,
     weights_path,
 )
-from keras_mixer.convert import OFFICIAL
+from keras_mixer.convert import OFFICIAL, TIMM
 from keras_mixer.labels import CIFAR10_LABELS
 from keras_mixer.preprocessing import Preprocessing
 from keras_mixer.variants import parse_variant, weight_shapes
@@ -51,29 +51,38 @@ def official(checkpoint):
     return (checkpoint.address or "").startswith(STORAGE)
 
 
-def official_shapes(checkpoint):
-    """Official name -> shape of the arrays of a checkpoint."""
-    sizes = parse_variant(checkpoint.variant)
-    shapes = weight_shapes(
-        patch_size=sizes.patch_size,
-        hidden_dim=sizes.hidden_dim,
-        num_blocks=sizes.num_blocks,
-        tokens_mlp_dim=sizes.tokens_mlp_dim,
-        channels_mlp_dim=sizes.channels_mlp_dim,
-        num_patches=(checkpoint.image_size // sizes.patch_size) ** 2,
+def weight_sizes(checkpoint):
+    """Our name -> shape of the arrays of a checkpoint."""
+    variant = parse_variant(checkpoint.variant)
+    return weight_shapes(
+        **variant.sizes,
+        num_patches=(checkpoint.image_size // variant.patch_size) ** 2,
         channels=3,
         num_classes=checkpoint.num_classes,
     )
+
+
+def official_shapes(checkpoint):
+    """Official name -> shape of the arrays of a checkpoint."""
+    shapes = weight_sizes(checkpoint)
     return {official_name(name): shape for name, shape in shapes.items()}
 
 
 def official_name(ours):
+    return name_in(OFFICIAL, ours)
+
+
+def timm_name(ours):
+    return name_in(TIMM, ours)
+
+
+def name_in(layout, ours):
     layer, _, leaf = ours.rpartition("/")
     number = re.match(r"block_(\d+)/", layer)
     if number:
         layer = layer.replace(number[0], "block_{i}/")
-    return OFFICIAL.layers[layer].format(
-        block=OFFICIAL.block.format(i=number and number[1]), leaf=OFFICIAL.leaves[leaf]
+    return layout.layers[layer].format(
+        block=layout.block.format(i=number and number[1]), leaf=layout.leaves[leaf]
     )
 
 
@@ -385,6 +394,8 @@ def test_a_published_checkpoint_comes_from_its_pinned_commit(hub):
         ("B/16", "sam", {"num_classes": 2.5}, "`num_classes` must be a positive"),
         ("B/16", "sam", {"dropout_rate": 1.5}, "`dropout_rate` must lie in"),
         ("B/16", "sam", {"stochastic_depth_rate": -1}, "`stochastic_depth_rate` must"),
+        ("B/16", "sam", {"classifier_activation": "soft"}, "Could not interpret.*soft"),
+        ("B/16", "sam", {"dtype": "bfloat"}, "bfloat"),
     ],
 )
 def test_wrong_arguments_are_refused_before_any_request(

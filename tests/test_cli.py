@@ -110,6 +110,23 @@ def test_convert_is_told_what_the_file_does_not_tell(capsys, official, tmp_path)
     assert "--input-shape 32 24 3 --exact-gelu --value-range 0 1" in out
 
 
+def test_convert_and_publish_are_told_the_classes(capsys, official, tmp_path):
+    names = tmp_path / "names.txt"
+    names.write_text("ant\nbee\ncat\ndog\nelk\n")
+    told = [*TOLD, "--labels", str(names)]
+    assert main(["convert", str(official), str(tmp_path / "model.keras"), *told]) == 0
+    dry = ["--dry-run", str(tmp_path / "folder")]
+    assert main(["publish", str(official), "alice/pets", *told, *dry]) == 0
+    for source in ("model.keras", "folder"):
+        labels = read_model(tmp_path / source).labels
+        assert labels == ("ant", "bee", "cat", "dog", "elk")
+    names.write_text("ant\nbee\n")
+    capsys.readouterr()
+    assert main(["convert", str(official), str(tmp_path / "two"), *told]) == 1
+    assert "2 names for 5 classes" in capsys.readouterr().err
+    assert not (tmp_path / "two").exists()
+
+
 def test_convert_replaces_nothing_unasked(capsys, official, tmp_path):
     shape = ["--input-shape", "32", "24", "3"]
     (tmp_path / "there.npz").write_text("precious")
