@@ -7,9 +7,9 @@
     devices.fit(model, batches, epochs=3, steps_per_epoch=100)
 
 A global batch gives the same step on any number of devices: same loss, same clipping,
-same learning rate. With several processes each runs the same script and feeds its own
-contiguous part of every global batch, `data.training_batches(..., shard=devices.shard)`;
-only the chief should write files.
+same learning rate. With several processes each runs the same script, feeds its own
+contiguous part of every global batch (`shard` of `data.training_batches`), and only the
+chief should write files.
 
 | name | backend | devices |
 | --- | --- | --- |

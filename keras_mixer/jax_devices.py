@@ -1,4 +1,4 @@
-"""JAX's devices on one host or many, through `keras.distribution`: data, model parallel.
+"""Data and model parallel on JAX's devices, of one host or many.
 
 The batch lies along the axis `"batch"` of a mesh, the hidden widths of the MLPs along
 the axis `"model"`. The devices of a host are neighbours in the mesh, so that each host

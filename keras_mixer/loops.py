@@ -1,8 +1,8 @@
 """`fit` and `evaluate` from what a backend can do in one step, for several devices.
 
-Keras's own loops fail or go wrong on some of them (see `distribution.py`). These two call
-the same callbacks and give the same logs, and need two functions: one step of training,
-and the forward pass of one batch on the devices of this process.
+Keras's own loops fail or go wrong on some of them. These two call the same callbacks
+and give the same logs, and need two functions: one step of training, and the forward
+pass of one batch on the devices of this process.
 """
 
 from itertools import islice
@@ -37,9 +37,14 @@ def fit(
         batches: Iterable of what `train_step` takes. With `steps_per_epoch` it is one
             stream for all epochs, else it is begun anew in each.
         train_step: Takes a batch, makes one step and returns the logs so far.
-        evaluate: Takes the model and `validation_data` and returns a dictionary of logs.
-        epochs, initial_epoch, steps_per_epoch, validation_data, validation_freq,
-            callbacks, verbose: As in `model.fit`.
+        evaluate: Takes the model and `validation_data` and returns a dictionary.
+        epochs: As in `model.fit`, and so are all further arguments.
+        initial_epoch: First epoch, from 0.
+        steps_per_epoch: Batches per epoch, `None` for all.
+        validation_data: What `evaluate` takes, `None` for no validation.
+        validation_freq: Epochs between two validations.
+        callbacks: List of Keras callbacks.
+        verbose: 0 for no progress bar.
 
     Returns:
         Keras's `History`.
@@ -107,8 +112,8 @@ def evaluate(model, batches, forward, add_up, *, steps=None, return_dict=False):
         batches: Iterable of `(x, y)` or `(x, y, sample_weight)`: the part of this
             process.
         forward: Takes `x` and returns the predictions, both NumPy arrays.
-        add_up: Takes a list of arrays and returns their sums over all processes. Metrics
-            add up so by Keras's own contract (`aggregation="sum"`).
+        add_up: Takes a list of arrays and returns their sums over all processes. The
+            states of metrics add up by Keras's own contract (`aggregation="sum"`).
         steps: Number of batches, `None` for all.
         return_dict: As in `model.evaluate`.
 

@@ -144,9 +144,9 @@ def tpu(name="local"):
         tf.tpu.experimental.initialize_tpu_system(resolver)
     except (ValueError, OSError, tf.errors.OpError) as error:
         raise RuntimeError(
-            f'TensorFlow found no TPU. Received: name="tpu:{name}". On a TPU VM install '
-            "`tensorflow-tpu==2.20.0` with `libtpu==0.0.21` (the newest libtpu aborts), "
-            "and see that no other process holds the TPU. TensorFlow says: "
+            f'TensorFlow found no TPU. Received: name="tpu:{name}". On a TPU VM '
+            "install `tensorflow-tpu==2.20.0` with `libtpu==0.0.21` (the newest libtpu "
+            "aborts), and see that no other process holds the TPU. TensorFlow says: "
             f"{str(error).splitlines()[0] if str(error) else type(error).__name__}"
         ) from error
     return TPU(tf.distribute.TPUStrategy(resolver))

@@ -85,7 +85,7 @@ class DataParallel:
             return model.compute_metrics(None, y, predictions, weights)
 
     def evaluate(self, model, batches, *, steps=None, return_dict=False, verbose=0):
-        """Return what `model.evaluate` returns; `batches` holds this process's shard."""
+        """Return what `model.evaluate` does; `batches` holds this process's shard."""
         with self._others_alive():
             return loops.evaluate(
                 model,
