@@ -1,54 +1,13 @@
 """The optimizers of the paper: plain Keras optimizers for any `compile`/`fit`.
 
+Steps are real steps everywhere: with `accumulation_steps=8`, eight batches make one.
+
 Source: paper, section 3 and appendix B; `vit_jax/train.py`;
 `big_vision/configs/mlp_mixer_i1k.py`.
 """
 
-import keras
-
-
-@keras.saving.register_keras_serializable("keras_mixer")
-class MomentumSGD(keras.optimizers.Optimizer):
-    """SGD with momentum as the official code makes its steps.
-
-    `trace = gradient + momentum * trace`, `w = w - learning_rate * trace`. Keras's
-    own SGD puts the learning rate inside the momentum (`v = momentum * v -
-    learning_rate * gradient`), which is not the same under a changing learning rate:
-    an old gradient keeps its old rate there.
-
-    Args:
-        learning_rate: Number or Keras schedule.
-        momentum: Share of the trace that is kept, in [0, 1).
-        name: Name of the optimizer.
-        **kwargs: Keras's own optimizer arguments, such as `global_clipnorm`.
-
-    Reference: `optax.sgd`, as used in `vit_jax/train.py`.
-    """
-
-    def __init__(self, learning_rate=0.03, momentum=0.9, name="momentum_sgd", **kwargs):
-        super().__init__(learning_rate=learning_rate, name=name, **kwargs)
-        if not 0 <= momentum < 1:
-            raise ValueError(
-                f"`momentum` must lie in [0, 1). Received: momentum={momentum!r}"
-            )
-        self.momentum = momentum
-
-    def build(self, variables):
-        if self.built:
-            return
-        super().build(variables)
-        self.traces = self.add_optimizer_variables(variables, "trace")
-
-    def update_step(self, gradient, variable, learning_rate):
-        trace = self.traces[self._get_variable_index(variable)]
-        gradient = keras.ops.cast(gradient, variable.dtype)
-        new = gradient + keras.ops.cast(self.momentum, variable.dtype) * trace
-        self.assign(trace, new)
-        step = keras.ops.cast(learning_rate, variable.dtype) * new
-        self.assign_sub(variable, step)
-
-    def get_config(self):
-        return {**super().get_config(), "momentum": self.momentum}
+from keras_mixer.schedules import per_real_step, warmup_schedule
+from keras_mixer.update_rules import KernelAdamW, MomentumSGD
 
 
 def finetune_optimizer(
@@ -58,6 +17,9 @@ def finetune_optimizer(
     warmup_steps=500,
     momentum=0.9,
     clip_norm=1.0,
+    accumulation_steps=1,
+    ema_momentum=None,
+    layer_decay=None,
 ):
     """Return the optimizer of the paper's fine-tuning.
 
@@ -69,22 +31,33 @@ def finetune_optimizer(
         base_learning_rate: Peak learning rate.
         warmup_steps: Steps from 0 to the peak.
         momentum: Momentum, in [0, 1).
-        clip_norm: Largest global norm of the gradients.
+        clip_norm: Largest global norm of the gradients; `None` does not clip. Under a
+            TensorFlow strategy the norm is that of the global batch.
+        accumulation_steps: Batches whose mean gradient makes one step, at least 1.
+            All steps here are these.
+        ema_momentum: Share of a running mean of the weights that is kept per step, in
+            [0, 1]; `fit` ends with the mean. `None`: no mean.
+        layer_decay: Factor of the learning rate per layer below the head, in (0, 1]:
+            `layer_decay ** (N - i)` for block `i` of N, one more for the stem, 1 for
+            the head and the norm before it. `None`: one rate.
 
     Raises:
-        ValueError: If the steps do not fit together or `momentum` is out of range.
+        ValueError: If the steps do not fit together or an argument is out of range.
 
     Reference: paper, section 3 and appendix C; `vit_jax/configs/common.py`.
     """
+    schedule = warmup_schedule(
+        total_steps=total_steps,
+        base_learning_rate=base_learning_rate,
+        warmup_steps=warmup_steps,
+        schedule="cosine",
+    )
     return MomentumSGD(
-        warmup_schedule(
-            total_steps=total_steps,
-            base_learning_rate=base_learning_rate,
-            warmup_steps=warmup_steps,
-            schedule="cosine",
-        ),
+        per_real_step(schedule, accumulation_steps),
         momentum=momentum,
         global_clipnorm=clip_norm,
+        layer_decay=layer_decay,
+        **_keras_extras(accumulation_steps, ema_momentum),
     )
 
 
@@ -96,12 +69,16 @@ def pretrain_optimizer(
     weight_decay=0.1,
     clip_norm=1.0,
     schedule="linear",
+    linear_end=1e-5,
+    accumulation_steps=1,
+    ema_momentum=None,
+    layer_decay=None,
 ):
     """Return the AdamW of the paper's pre-training.
 
     Adam with b1 = 0.9, b2 = 0.999, epsilon = 1e-8; gradients clipped to a global norm;
-    decoupled weight decay `learning_rate * weight_decay * w` on kernels only; linear
-    warm-up, then linear (the paper) or cosine decay to zero.
+    decoupled weight decay `learning_rate * weight_decay * w` on kernels only, those of
+    the stem and the head too; linear warm-up, then linear (the paper) or cosine decay.
 
     Args:
         total_steps: Optimizer steps of the whole run, warm-up included.
@@ -109,70 +86,39 @@ def pretrain_optimizer(
         warmup_steps: Steps from 0 to the peak.
         weight_decay: Decay per unit of learning rate (the paper's convention; 0.1 here
             is the 1e-4 of big_vision's config).
-        clip_norm: Largest global norm of the gradients.
+        clip_norm: As in `finetune_optimizer`.
         schedule: `"linear"` or `"cosine"`.
+        linear_end: Where the linear decay ends, as a share of the peak. The cosine
+            ends at zero.
+        accumulation_steps: As in `finetune_optimizer`.
+        ema_momentum: As in `finetune_optimizer`.
+        layer_decay: As in `finetune_optimizer`; it shrinks the weight decay too.
 
     Raises:
-        ValueError: If the steps do not fit together or `schedule` is unknown.
+        ValueError: If the steps do not fit together or an argument is out of range.
+
+    Reference: paper, section 3 and table 4; `big_vision/configs/mlp_mixer_i1k.py`.
     """
-    optimizer = keras.optimizers.AdamW(
-        warmup_schedule(
-            total_steps=total_steps,
-            base_learning_rate=base_learning_rate,
-            warmup_steps=warmup_steps,
-            schedule=schedule,
-        ),
-        weight_decay=weight_decay,
-        epsilon=1e-8,
+    learning_rate = warmup_schedule(
+        total_steps=total_steps,
+        base_learning_rate=base_learning_rate,
+        warmup_steps=warmup_steps,
+        schedule=schedule,
+        linear_end=linear_end,
+    )
+    return KernelAdamW(
+        per_real_step(learning_rate, accumulation_steps),
+        kernel_decay=weight_decay,
         global_clipnorm=clip_norm,
-    )
-    optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
-    return optimizer
-
-
-def warmup_schedule(*, total_steps, base_learning_rate, warmup_steps, schedule):
-    """Return a Keras schedule: 0 to the peak over the warm-up, then down to zero."""
-    if not 0 <= warmup_steps < total_steps:
-        raise ValueError(
-            "`warmup_steps` must lie in [0, total_steps). Received: "
-            f"warmup_steps={warmup_steps}, total_steps={total_steps}"
-        )
-    decay_steps = total_steps - warmup_steps
-    if schedule == "cosine":
-        return keras.optimizers.schedules.CosineDecay(
-            0.0,
-            decay_steps,
-            warmup_target=base_learning_rate,
-            warmup_steps=warmup_steps,
-        )
-    if schedule == "linear":
-        return LinearWarmupLinearDecay(base_learning_rate, warmup_steps, total_steps)
-    raise ValueError(
-        f'`schedule` must be "linear" or "cosine". Received: schedule={schedule!r}'
+        layer_decay=layer_decay,
+        **_keras_extras(accumulation_steps, ema_momentum),
     )
 
 
-@keras.saving.register_keras_serializable("keras_mixer")
-class LinearWarmupLinearDecay(keras.optimizers.schedules.LearningRateSchedule):
-    """`base * min(step / warmup, (total - step) / (total - warmup))`, at least 0."""
-
-    def __init__(self, base_learning_rate, warmup_steps, total_steps):
-        self.base_learning_rate = base_learning_rate
-        self.warmup_steps = warmup_steps
-        self.total_steps = total_steps
-
-    def __call__(self, step):
-        step = keras.ops.cast(step, "float32")
-        up = step / max(self.warmup_steps, 1)
-        down = (self.total_steps - step) / (self.total_steps - self.warmup_steps)
-        if not self.warmup_steps:
-            up = keras.ops.ones_like(down)
-        factor = keras.ops.clip(keras.ops.minimum(up, down), 0.0, 1.0)
-        return self.base_learning_rate * factor
-
-    def get_config(self):
-        return {
-            "base_learning_rate": self.base_learning_rate,
-            "warmup_steps": self.warmup_steps,
-            "total_steps": self.total_steps,
-        }
+def _keras_extras(accumulation_steps, ema_momentum):
+    arguments = {}
+    if accumulation_steps > 1:
+        arguments["gradient_accumulation_steps"] = accumulation_steps
+    if ema_momentum is not None:
+        arguments.update(use_ema=True, ema_momentum=ema_momentum)
+    return arguments
