@@ -70,7 +70,7 @@ def fit(
         use_best: Whether the model ends with that one's weights, not the last.
         resume: Whether to go on from the last whole checkpoint in `output_dir`; without
             any, the run starts.
-        tensorboard: Whether to write logs for TensorBoard. Needs TensorFlow.
+        tensorboard: Whether to write logs for TensorBoard, too.
         distribution: What `distribution.start` returned; `None` for one device.
         quiet: Whether to print nothing.
         **augmentation: Passed to `data.training_batches`.
@@ -83,6 +83,7 @@ def fit(
             last good checkpoint stays, and the model has its weights, as after any
             other exception.
         FileExistsError: If there are checkpoints and `resume` is false.
+        ImportError: If TensorBoard is asked for and not installed.
         ValueError: If an argument is out of range, or the checkpoints to go on from are
             of a run with other arguments.
     """
@@ -112,7 +113,7 @@ def fit(
     with devices.scope():
         step = _begin(model, checkpoints, settings, seed, devices.is_chief)
     log.go_on_from(step)
-    size = model.input_shape[1]
+    size = model.input_shape[1:3]
     micro_batch = batch_size // accumulation
     stretches = _Stretches(
         checkpoints=checkpoints,
@@ -125,7 +126,11 @@ def fit(
         accumulation=accumulation,
         validation_batches=validation
         and data.evaluation_batches(
-            validation, image_size=size, batch_size=micro_batch, shard=devices.shard
+            validation,
+            image_size=size,
+            batch_size=micro_batch,
+            preprocessing=model.preprocessing,
+            shard=devices.shard,
         ),
         progress=Progress(
             total_steps=total_steps * accumulation,

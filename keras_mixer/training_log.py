@@ -19,7 +19,10 @@ class TrainingLog:
 
     Args:
         path: The CSV file.
-        tensorboard: Folder for TensorBoard, or `None`. Needs TensorFlow.
+        tensorboard: Folder for TensorBoard, or `None`.
+
+    Raises:
+        ImportError: If TensorBoard is asked for and not installed.
     """
 
     def __init__(self, path, *, tensorboard=None):
@@ -28,13 +31,13 @@ class TrainingLog:
         self._writer = None
         if tensorboard is not None:
             try:
-                import tensorflow as tf
+                from tensorboard.summary import Writer
             except ImportError as error:
                 raise ImportError(
-                    "Logs for TensorBoard are written by TensorFlow: "
-                    "pip install 'keras-mixer[tensorflow]'"
+                    "Logs for TensorBoard need tensorboard: "
+                    "pip install 'keras-mixer[tensorboard]'"
                 ) from error
-            self._writer = tf.summary.create_file_writer(str(tensorboard))
+            self._writer = Writer(str(tensorboard))
 
     def go_on_from(self, step):
         """Take over the rows that the file has up to `step`."""
@@ -53,11 +56,8 @@ class TrainingLog:
         self.rows.append({"step": step, **numbers})
         self._write()
         if self._writer:
-            import tensorflow as tf
-
-            with self._writer.as_default():
-                for name, value in numbers.items():
-                    tf.summary.scalar(name, value, step=step)
+            for name, value in numbers.items():
+                self._writer.add_scalar(name, value, step)
             self._writer.flush()
 
     def history(self, model):

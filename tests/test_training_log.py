@@ -1,7 +1,9 @@
 import math
+import sys
 
 import keras
 import numpy as np
+import pytest
 
 from keras_mixer.training_log import TrainingLog
 
@@ -49,3 +51,30 @@ def test_history_has_one_entry_per_row(tmp_path):
     assert history.epoch == [0, 1]
     assert math.isnan(history.history["val_loss"][0])
     assert history.history["val_loss"][1] == 0.25
+
+
+def test_tensorboard_gets_the_rows(tmp_path):
+    pytest.importorskip("tensorboard")
+    log = TrainingLog(tmp_path / "log.csv", tensorboard=tmp_path / "events")
+    log.append(5, {"loss": 0.5, "val_loss": 0.25})
+    log.append(10, {"loss": 0.125})
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tmp_path / "events")).Reload()
+    values = {
+        name: [(event.step, tensor_value(event)) for event in events.Tensors(name)]
+        for name in events.Tags()["tensors"]
+    }
+    assert values == {"loss": [(5, 0.5), (10, 0.125)], "val_loss": [(5, 0.25)]}
+
+
+def tensor_value(event):
+    from tensorboard.util.tensor_util import make_ndarray
+
+    return float(make_ndarray(event.tensor_proto))
+
+
+def test_without_tensorboard_it_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorboard.summary", None)
+    with pytest.raises(ImportError, match=r"keras-mixer\[tensorboard\]"):
+        TrainingLog(tmp_path / "log.csv", tensorboard=tmp_path / "events")
