@@ -2,7 +2,7 @@
 
 from importlib.metadata import version as _version
 
-from keras_mixer import data, fewshot, layers, training, visualize
+from keras_mixer import data, evaluation, fewshot, layers, training, visualize
 from keras_mixer.checkpoints import list_checkpoints
 from keras_mixer.family import (
     MixerB16,
@@ -36,6 +36,7 @@ __all__ = [
     "MixerTi4",
     "data",
     "decode_predictions",
+    "evaluation",
     "fewshot",
     "from_pretrained",
     "layers",

@@ -4,6 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from keras_mixer import evaluation_commands
 from keras_mixer.arguments import add_command, add_model_options, chosen_model
 
 
@@ -42,6 +43,8 @@ def _parser():
     _add_labels(command)
     command.add_argument("--top", type=int, default=3, help="default: %(default)s")
     command.add_argument("--plot", type=Path, help="also draw the result to this PNG")
+
+    evaluation_commands.add(commands)
 
     command = add_command(
         commands, "convert", _convert, "write a model or weights in another format"

@@ -1,13 +1,16 @@
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from drawn import drawn_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from keras_mixer import fewshot
+from keras_mixer import features, fewshot
+from keras_mixer.features import extract
 from keras_mixer.fewshot import linear_probe, support_set
 
 GOLDEN = np.load(Path(__file__).parent / "data" / "fewshot.npz")
@@ -157,3 +160,104 @@ def test_the_file_needs_numpy_only():
         "assert 'numpy' in sys.modules and 'keras' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# A model and a data set
+
+
+@pytest.fixture(scope="module")
+def sets():
+    """A model and the sources of its train and test images, four uneven classes."""
+    data = pytest.importorskip("keras_mixer.data")
+    pytest.importorskip("tensorflow")
+    rng = np.random.default_rng(0)
+    names = ("ant", "bee", "cat", "dog")
+    centres = rng.uniform(60, 190, (4, 4, 3, 3)).repeat(8, 1).repeat(8, 2)
+
+    def source(count):
+        labels = np.minimum(rng.integers(0, 6, count), 3)
+        images = centres[labels] + rng.normal(0, 60, (count, 32, 24, 3))
+        images = np.clip(images, 0, 255).astype("uint8")
+        return data.from_arrays(images, labels, label_names=names), labels
+
+    return drawn_model(), source(60), source(40)
+
+
+def test_a_model_is_measured_by_its_features(sets):
+    model, (train, labels), (test, test_labels) = sets
+    found = fewshot.evaluate(model, train, test, shots=(1, 3), batch_size=16)
+    features, test_features = extract(model, train), extract(model, test)
+    for shots in (1, 3):
+        assert found[shots] == linear_probe(
+            features,
+            labels,
+            test_features,
+            test_labels,
+            num_classes=4,
+            shots=shots,
+        )
+    assert list(found) == [1, 3] and 0.25 < np.mean(found[3]) < 1
+
+
+def test_arguments_reach_the_ridge_and_the_draws(sets):
+    model, (train, labels), (test, test_labels) = sets
+    arguments = {"seeds": (5, 3), "l2": 1.0}
+    found = fewshot.evaluate(model, train, test, shots=[2], **arguments)
+    case = extract(model, train), labels, extract(model, test), test_labels
+    expected = linear_probe(*case, num_classes=4, shots=2, **arguments)
+    assert found == {2: expected}
+
+
+def test_only_the_examples_that_are_drawn_go_through_the_model(sets, monkeypatch):
+    model, (train, labels), (test, _) = sets
+    seen = []
+
+    def counted(model, source, **arguments):
+        seen.append(source.num_examples)
+        return outputs(model, source, **arguments)
+
+    outputs = features.outputs
+    monkeypatch.setattr(features, "outputs", counted)
+    fewshot.evaluate(model, train, test, shots=(1, 2), seeds=(0, 7))
+    drawn = [support_set(labels, num_classes=4, shots=2, seed=seed) for seed in (0, 7)]
+    assert seen == [len(set(np.concatenate(drawn))), 40]
+    assert seen[0] < 17
+
+
+def test_a_second_evaluation_reads_the_cache(sets, monkeypatch, tmp_path):
+    model, (train, _), (test, _) = sets
+    arguments = {"shots": (1, 2), "cache_dir": tmp_path}
+    first = fewshot.evaluate(model, train, test, **arguments)
+    monkeypatch.setattr(features, "outputs", None)
+    assert fewshot.evaluate(model, train, test, **arguments, l2=1024) == first
+    assert fewshot.evaluate(model, train, test, **arguments, l2=0.1) != first
+
+
+def test_seeds_may_draw_sets_of_a_class_without_examples(sets):
+    model, (train, _), (test, _) = sets
+    names = (*train.label_names, "elk")
+    train, test = (replace(source, label_names=names) for source in (train, test))
+    found = fewshot.evaluate(model, train, test, shots=(1000,))
+    assert len(set(found[1000])) == 1  # every example, whatever the seed
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"shots": (1, 0)}, "`shots` must be a positive integer. Received: shots=0"),
+        ({"shots": ()}, r"`shots` and `seeds` must hold one.*shots=\(\)"),
+        ({"seeds": []}, "`shots` and `seeds` must hold one"),
+        ({"l2": -1}, "`l2` must not be negative"),
+    ],
+)
+def test_errors_of_evaluate_name_the_argument(sets, changes, message):
+    model, (train, _), (test, _) = sets
+    with pytest.raises(ValueError, match=message):
+        fewshot.evaluate(model, train, test, **changes)
+
+
+def test_train_and_test_must_have_the_same_classes(sets):
+    model, (train, _), (test, _) = sets
+    other = replace(test, label_names=("bee", "ant", "cat", "dog"))
+    with pytest.raises(ValueError, match=r"4 classes \(ant, bee, cat, ...\) and 4"):
+        fewshot.evaluate(model, train, other)
