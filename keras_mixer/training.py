@@ -1,15 +1,18 @@
-"""Recipes: `fit` around the paper's optimizers.
+"""The paper's recipes, run from the first step to the last: fine-tuning, pre-training.
 
-`pretrain` runs a whole recipe; the optimizers themselves work in any `compile`/`fit`.
+Each is a compiled model and `long_run.fit`; the optimizers and losses work as well in
+any `compile`/`fit` of your own.
 
-Source: paper, section 3 and appendix B; `big_vision/configs/mlp_mixer_i1k.py`.
+Source: paper, section 3 and appendices B and C; `vit_jax/train.py`;
+`big_vision/configs/mlp_mixer_i1k.py`.
 """
 
-import math
 from pathlib import Path
 
 import keras
 
+from keras_mixer import long_run
+from keras_mixer.distribution import SingleDevice
 from keras_mixer.optimizers import (
     MomentumSGD,
     finetune_optimizer,
@@ -19,73 +22,226 @@ from keras_mixer.optimizers import (
 __all__ = [
     "MomentumSGD",
     "check_logits",
+    "finetune",
     "finetune_optimizer",
+    "finetune_rates",
     "pretrain",
     "pretrain_optimizer",
-    "steps_per_epoch",
 ]
+
+
+def finetune(
+    model,
+    train,
+    validation=None,
+    *,
+    output_dir,
+    total_steps,
+    batch_size=512,
+    base_learning_rate=0.03,
+    warmup_steps=500,
+    clip_norm=1.0,
+    layer_decay=None,
+    train_only=None,
+    lora_rank=None,
+    crop="inception",
+    **run,
+):
+    """Fine-tune `model` as the paper does.
+
+    SGD with momentum 0.9, gradients clipped to a global norm, linear warm-up, cosine
+    decay to zero, no weight decay; softmax cross-entropy; inception crops and flips.
+
+    Args:
+        model: An `MLPMixer` with logits (`classifier_activation=None`). Its head should
+            be new, that is zero: build it with `num_classes=train.num_classes`.
+        train: The `data.Source` to train on.
+        validation: The `data.Source` to measure on, or `None`.
+        output_dir: Folder for checkpoints and logs.
+        total_steps: Optimizer steps of the whole run, warm-up included.
+        batch_size: Images of one optimizer step, over all devices and accumulations.
+        base_learning_rate: Peak learning rate.
+        warmup_steps: Steps from 0 to the peak.
+        clip_norm: Largest global norm of the gradients.
+        layer_decay: Factor of the learning rate per block below the head, in (0, 1];
+            `None` for one rate.
+        train_only: `"head"` for a linear probe, `None` for all weights.
+        lora_rank: Rank of adapters that are trained instead of the blocks' kernels;
+            `None` for none.
+        crop: As in `data.training_batches`.
+        **run: Further arguments of the run: `loss`, `label_smoothing`,
+            `accumulation_steps`, `ema_momentum` and `remat` as in `pretrain`, and those
+            of `long_run.fit` (`seed`, `save_every`, `validate_every`, `keep`,
+            `use_best`, `resume`, `tensorboard`, `distribution`, `quiet`, `mixup`,
+            `randaugment`, ...).
+
+    Returns:
+        Keras's `History`, one entry per checkpoint.
+
+    Raises:
+        ValueError: If an argument is out of range, or the model and the data do not
+            fit.
+        FloatingPointError: If the loss or a weight is no longer a finite number.
+        FileExistsError: If `output_dir` holds a run and `resume` is not asked for.
+
+    Reference: paper, section 3 and appendix C; `vit_jax/configs/common.py`.
+    """
+    if train_only not in (None, "head"):
+        raise ValueError(
+            f'`train_only` must be "head" or None. Received: train_only={train_only!r}'
+        )
+
+    def optimizer(**extras):
+        return finetune_optimizer(
+            total_steps=total_steps,
+            base_learning_rate=base_learning_rate,
+            warmup_steps=warmup_steps,
+            clip_norm=clip_norm,
+            layer_decay=layer_decay,
+            **extras,
+        )
+
+    def adapt():
+        if train_only == "head":
+            from keras_mixer.adaptation import freeze_body
+
+            freeze_body(model)
+        if lora_rank is not None:
+            from keras_mixer.adaptation import add_lora
+
+            add_lora(model, lora_rank)
+
+    return _run(
+        model,
+        train,
+        validation,
+        optimizer=optimizer,
+        adapt=adapt,
+        output_dir=output_dir,
+        total_steps=total_steps,
+        batch_size=batch_size,
+        crop=crop,
+        **run,
+    )
 
 
 def pretrain(
     model,
-    batches,
+    train,
+    validation=None,
     *,
-    steps_per_epoch,
-    epochs,
     output_dir,
-    validation_batches=None,
-    label_smoothing=0.0,
-    verbose=1,
-    **optimizer_arguments,
+    total_steps,
+    batch_size=4096,
+    base_learning_rate=0.001,
+    warmup_steps=10_000,
+    weight_decay=0.1,
+    clip_norm=1.0,
+    schedule="linear",
+    crop="inception",
+    **run,
 ):
-    """Train `model` from its present weights with the pre-training recipe.
+    """Train `model` from its present weights with the paper's pre-training recipe.
 
-    Goes on where an earlier run with the same `output_dir` was interrupted (at the end
-    of its last whole epoch), and writes `log.csv` and `final.weights.h5` there.
+    AdamW with decay on kernels only, gradients clipped to a global norm, linear warm-up
+    and decay. Stochastic depth and dropout are the model's own.
 
     Args:
-        model: A Mixer with logits (`classifier_activation=None`).
-        batches: Endless stream of `(pixels, one-hot labels)`.
-        steps_per_epoch: Optimizer steps between two validations.
-        epochs: Number of such stretches.
-        output_dir: Folder for the log, the backup and the weights.
-        validation_batches: One pass of validation examples, or `None`.
-        label_smoothing: Share of the target spread evenly over the classes.
-        verbose: As in `fit`.
-        **optimizer_arguments: Passed to `pretrain_optimizer`.
+        model: An `MLPMixer` with logits (`classifier_activation=None`).
+        train: The `data.Source` to train on.
+        validation: The `data.Source` to measure on, or `None`.
+        output_dir: Folder for checkpoints and logs.
+        total_steps: Optimizer steps of the whole run, warm-up included.
+        batch_size: Images of one optimizer step, over all devices and accumulations.
+        base_learning_rate: Peak learning rate.
+        warmup_steps: Steps from 0 to the peak.
+        weight_decay: Decay per unit of learning rate.
+        clip_norm: Largest global norm of the gradients.
+        schedule: `"linear"` or `"cosine"`.
+        crop: As in `data.training_batches`.
+        **run: Further arguments of the run:
+            `loss`: `"softmax"` (default) or `"sigmoid"`, cross-entropy;
+            `label_smoothing`: share of the target spread over all classes, in [0, 1);
+            `accumulation_steps`: batches of `batch_size / accumulation_steps` that make
+            one step; `ema_momentum`: of the averaged weights with which the model is
+            measured and ends; `remat`: whether to compute the blocks again in the
+            backward pass to save memory; and those of `long_run.fit`.
 
     Returns:
-        Keras's `History`.
+        Keras's `History`, one entry per checkpoint.
 
     Raises:
-        ValueError: If the model does not end in logits.
+        ValueError: If an argument is out of range, or the model and the data do not
+            fit.
+        FloatingPointError: If the loss or a weight is no longer a finite number.
+        FileExistsError: If `output_dir` holds a run and `resume` is not asked for.
+
+    Reference: paper, section 3 and appendix B; `big_vision/configs/mlp_mixer_i1k.py`.
     """
-    check_logits(model)
-    output_dir = Path(output_dir)
-    output_dir.mkdir(parents=True, exist_ok=True)
-    model.compile(
-        optimizer=pretrain_optimizer(
-            total_steps=epochs * steps_per_epoch, **optimizer_arguments
-        ),
-        loss=keras.losses.CategoricalCrossentropy(
-            from_logits=True, label_smoothing=label_smoothing
-        ),
-        metrics=[keras.metrics.CategoricalAccuracy("accuracy")],
+
+    def optimizer(**extras):
+        return pretrain_optimizer(
+            total_steps=total_steps,
+            base_learning_rate=base_learning_rate,
+            warmup_steps=warmup_steps,
+            weight_decay=weight_decay,
+            clip_norm=clip_norm,
+            schedule=schedule,
+            **extras,
+        )
+
+    return _run(
+        model,
+        train,
+        validation,
+        optimizer=optimizer,
+        output_dir=output_dir,
+        total_steps=total_steps,
+        batch_size=batch_size,
+        crop=crop,
+        **run,
     )
-    history = model.fit(
-        batches,
-        epochs=epochs,
-        steps_per_epoch=steps_per_epoch,
-        validation_data=validation_batches,
-        callbacks=[
-            keras.callbacks.BackupAndRestore(output_dir / "backup"),
-            keras.callbacks.CSVLogger(output_dir / "log.csv", append=True),
-            keras.callbacks.TerminateOnNaN(),
-        ],
-        verbose=verbose,
-    )
-    model.save_weights(output_dir / "final.weights.h5")
-    return history
+
+
+def finetune_rates(
+    build, train, development, *, base_learning_rates, output_dir, **arguments
+):
+    """Fine-tune once per learning rate and return the best rate by accuracy.
+
+    Args:
+        build: Function without arguments that returns a new model; called once per
+            rate.
+        train: The `data.Source` to train on.
+        development: The `data.Source` to measure on: held-out training examples, so
+            that nothing is chosen by the test images.
+        base_learning_rates: The grid.
+        output_dir: Folder; each run has one of its own in it.
+        **arguments: Passed to `finetune`. With `resume`, finished runs are not run
+            again.
+
+    Returns:
+        The best rate, and `rate -> accuracy` on `development` after the last step.
+
+    Raises:
+        ValueError: If the grid is empty.
+
+    Reference: paper, appendix C: the rate is chosen on a development split, the final
+    run has the whole training split.
+    """
+    if not base_learning_rates:
+        raise ValueError("`base_learning_rates` must not be empty. Received: none")
+    accuracies = {}
+    for rate in base_learning_rates:
+        history = finetune(
+            build(),
+            train,
+            development,
+            base_learning_rate=rate,
+            output_dir=Path(output_dir) / f"rate-{rate:g}",
+            **arguments,
+        )
+        accuracies[rate] = history.history["val_accuracy"][-1]
+    return max(accuracies, key=accuracies.get), accuracies
 
 
 def check_logits(model):
@@ -98,6 +254,59 @@ def check_logits(model):
         )
 
 
-def steps_per_epoch(num_examples, batch_size):
-    """Return the number of full batches nearest to one pass, at least one."""
-    return max(1, math.floor(num_examples / batch_size))
+def _run(
+    model,
+    train,
+    validation,
+    *,
+    optimizer,
+    adapt=None,
+    loss="softmax",
+    label_smoothing=0.0,
+    accumulation_steps=1,
+    ema_momentum=None,
+    remat=False,
+    distribution=None,
+    **run,
+):
+    """Compile `model` with the recipe's parts and train it."""
+    _check_data(model, train, validation)
+    devices = distribution or SingleDevice()
+    with devices.scope():
+        if adapt:
+            adapt()
+        if remat:
+            from keras_mixer.adaptation import set_remat
+
+            set_remat(model, True)
+        model.compile(
+            optimizer=optimizer(
+                accumulation_steps=accumulation_steps, ema_momentum=ema_momentum
+            ),
+            loss=_loss(loss, label_smoothing),
+            metrics=[keras.metrics.CategoricalAccuracy("accuracy")],
+        )
+    return long_run.fit(model, train, validation, distribution=devices, **run)
+
+
+def _loss(name, label_smoothing):
+    if name == "softmax":
+        return keras.losses.CategoricalCrossentropy(
+            from_logits=True, label_smoothing=label_smoothing
+        )
+    if name == "sigmoid":
+        from keras_mixer.losses import SigmoidCrossentropy
+
+        return SigmoidCrossentropy(label_smoothing=label_smoothing)
+    raise ValueError(f'`loss` must be "softmax" or "sigmoid". Received: loss={name!r}')
+
+
+def _check_data(model, train, validation):
+    check_logits(model)
+    for name, source in {"train": train, "validation": validation}.items():
+        if source and source.num_classes != model.output_shape[-1]:
+            raise ValueError(
+                f"`{name}` and `model` must have the same number of classes. Received: "
+                f"{source.num_classes} and {model.output_shape[-1]}. Build the model "
+                f"with `num_classes={source.num_classes}`."
+            )

@@ -201,12 +201,13 @@ def predictions(
 
 
 def training_curves(histories):
-    """Draw loss and accuracy over the epochs, of one training or of several.
+    """Draw loss and accuracy over epochs or steps, of one training or of several.
 
     Args:
         histories: `name -> history`: what `fit` returns, or its `.history`, a
             dictionary of one list per metric. Validation metrics (`val_...`) are drawn
-            dashed in the colour of their training.
+            dashed in the colour of their training, NaN left out. The list `step`, as
+            `training.finetune` returns it, says where each entry lies.
 
     Raises:
         ValueError: If there is no history or one without a loss.
@@ -474,18 +475,20 @@ def _draw_curves(axes, histories, metric):
             (f"val_{metric}", "--", f"{name}, validation"),
         ):
             if key in history:
-                epochs = range(1, len(history[key]) + 1)
-                marker = "o" if len(epochs) == 1 else None
+                values = np.asarray(history[key], np.float64)
+                places = np.asarray(history.get("step", range(1, len(values) + 1)))
+                measured = ~np.isnan(values)
                 axes.plot(
-                    epochs,
-                    history[key],
+                    places[measured],
+                    values[measured],
                     style,
                     color=colour,
                     label=label,
-                    marker=marker,
+                    marker="o" if measured.sum() == 1 else None,
                 )
     axes.set_title(metric.capitalize(), fontsize=11)
-    axes.set_xlabel("epoch")
+    in_steps = all("step" in history for history in histories.values())
+    axes.set_xlabel("step" if in_steps else "epoch")
     axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)

@@ -266,6 +266,16 @@ def test_training_curves_draw_every_value_over_its_epoch():
     assert [line.get_label() for line in accuracy.lines] == ["one"]
 
 
+def test_training_curves_of_a_long_run_lie_over_its_steps():
+    history = {"step": [5, 10, 12], "loss": [3, 2, 1], "val_loss": [np.nan, 4.0, 3.0]}
+    (loss,) = visualize.training_curves({"run": history}).axes
+    training, validation = loss.lines
+    assert_array_equal(training.get_xdata(), [5, 10, 12])
+    assert_array_equal(validation.get_xdata(), [10, 12])
+    assert_array_equal(validation.get_ydata(), [4, 3])
+    assert loss.get_xlabel() == "step"
+
+
 def test_training_curves_take_what_fit_returns():
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
     model.compile("sgd", "mse")
