@@ -1,202 +1,359 @@
-"""Images and labels as batches: TFDS data sets, folders and arrays, through tf.data.
+"""Labelled images as batches, through tf.data.
 
-A `Source` is where examples come from; `training_batches` and `evaluation_batches` turn
-one into an endless augmented stream and into one plain pass. Batches are uint8-ranged
-float pixels in [0, 255] (the model normalises them) with one-hot labels. Every random
-decision is drawn from `(seed, position in the stream)`, so a run can stop anywhere and
-go on with the same images.
+A `Source` is where examples come from (arrays, TFDS, a folder of pictures);
+`training_batches` and `evaluation_batches` turn one into an endless augmented stream
+and into one plain pass. Batches are pixels in [0, 255] (the model normalises them) with
+one-hot labels.
+
+Every random decision is drawn from the seed and the position in the stream and from
+nothing else, so a run can stop anywhere and go on with the same images, on another
+number of hosts too.
 
 Needs TensorFlow for the pipeline, whatever backend trains: `pip install
 'keras_mixer[data]'`.
 """
 
-from dataclasses import dataclass
-from typing import Any
+from numbers import Integral
+from pathlib import Path
 
-import numpy as np
+from keras_mixer.augmentation import mixup as mix
+from keras_mixer.augmentation import randaugment as randaugmented
+from keras_mixer.image_folder import from_folder
+from keras_mixer.preprocessing import Preprocessing
+from keras_mixer.sources import Source, from_arrays, from_tfds
 
-# Enough to shuffle CIFAR whole; 250,000 is what the official ImageNet recipe holds.
+__all__ = [
+    "Source",
+    "evaluation_batches",
+    "from_arrays",
+    "from_folder",
+    "from_tfds",
+    "open_source",
+    "training_batches",
+]
+
+CROPS = ("pad", "inception", "none")
+# Of a source that can only be read in order, so many examples are shuffled at a time.
 SHUFFLE_BUFFER = 50_000
+# Evaluation images stay in memory if they take no more than this.
+CACHE_BYTES = 2**30
+
+# What Pillow uses, so that training, evaluation and `preprocess` see the same pixels.
+_DCT = "INTEGER_ACCURATE"
 
 
-@dataclass(frozen=True)
-class Source:
-    """Labelled images before any resizing.
-
-    Attributes:
-        dataset: `tf.data.Dataset` of `(image, label)`; `image` is uint8 `(height,
-            width, channels)`, `label` an integer.
-        num_examples: Number of examples in one pass.
-        label_names: One name per class, in the order of the labels.
-    """
-
-    dataset: Any
-    num_examples: int
-    label_names: tuple[str, ...]
-
-    @property
-    def num_classes(self):
-        """Number of classes."""
-        return len(self.label_names)
-
-
-def from_tfds(name, split, *, data_dir=None):
-    """Return the `Source` of a TensorFlow Datasets data set, downloaded if need be.
+def open_source(name_or_folder, split, *, data_dir=None, corrupt="raise"):
+    """Return the `Source` of a folder of pictures or, if there is none, a TFDS name.
 
     Args:
-        name: TFDS name, for example `"cifar10"` or `"oxford_iiit_pet:4.0.0"`.
-        split: TFDS split, slices included: `"train[:98%]"`.
-        data_dir: Folder of prepared data sets; `None` for TFDS's own default.
+        name_or_folder: See `from_folder` and `from_tfds`.
+        split: Name of a split, slices included: `"train[:98%]"`.
+        data_dir: Folder of prepared TFDS data sets; `None` for TFDS's own default.
+        corrupt: What becomes of damaged files in a folder, see `from_folder`.
 
     Raises:
-        ImportError: If tensorflow-datasets is not installed.
-        ValueError: If there is no such data set or split, or it has no labels.
+        ImportError: If a package that reads it is not installed.
+        ValueError: If there is no such data set, folder or split, or it is unusable.
     """
-    tfds = _import_tfds()
-    try:
-        builder = tfds.builder(name, data_dir=data_dir)
-    except tfds.core.DatasetNotFoundError as error:
-        raise ValueError(
-            f"`name` must be a data set of TFDS. Received: name={name!r}, "
-            f"data_dir={data_dir!r}. TFDS says: {error}"
-        ) from error
-    builder.download_and_prepare()  # nothing, where it is prepared already
-    if not {"image", "label"} <= set(builder.info.features):
-        raise ValueError(
-            "`name` must be a data set with the features `image` and `label`. "
-            f"Received: name={name!r} with {', '.join(builder.info.features)}"
-        )
-    try:
-        num_examples = builder.info.splits[split].num_examples
-    except (KeyError, ValueError) as error:  # TFDS's versions differ
-        raise ValueError(
-            f"`split` must be one of {', '.join(builder.info.splits)}, or a slice of "
-            f"one. Received: split={split!r}"
-        ) from error
-    dataset = builder.as_dataset(split=split)
-    dataset = dataset.map(lambda example: (example["image"], example["label"]))
-    names = tuple(builder.info.features["label"].names)
-    return Source(dataset, num_examples, names)
-
-
-def from_arrays(images, labels, *, label_names=None):
-    """Return the `Source` of arrays in memory.
-
-    Args:
-        images: Pixels in [0, 255], `(examples, height, width, channels)`.
-        labels: Integers from 0, `(examples,)`.
-        label_names: One name per class; `None` for the numbers.
-
-    Raises:
-        ValueError: If the lengths differ or a label has no name.
-    """
-    import tensorflow as tf
-
-    images, labels = np.asarray(images), np.asarray(labels)
-    if len(images) != len(labels):
-        raise ValueError(
-            "`images` and `labels` must have the same length. Received: "
-            f"{len(images)} images, {len(labels)} labels"
-        )
-    if label_names is None:
-        label_names = [str(i) for i in range(int(labels.max()) + 1)]
-    if labels.min() < 0 or labels.max() >= len(label_names):
-        raise ValueError(
-            f"`labels` must lie in [0, {len(label_names)}), one name per class. "
-            f"Received: labels from {labels.min()} to {labels.max()}"
-        )
-    dataset = tf.data.Dataset.from_tensor_slices((images, labels))
-    return Source(dataset, len(images), tuple(label_names))
+    if Path(name_or_folder).expanduser().is_dir():
+        return from_folder(name_or_folder, split, corrupt=corrupt)
+    return from_tfds(str(name_or_folder), split, data_dir=data_dir)
 
 
 def training_batches(
-    source, *, image_size, batch_size, pad=4, mixup=0.0, seed=0, first_step=0
+    source,
+    *,
+    image_size,
+    batch_size,
+    crop="pad",
+    pad=4,
+    area_range=(0.05, 1.0),
+    flip=True,
+    randaugment=None,
+    mixup=0.0,
+    seed=0,
+    first_step=0,
+    shard=(0, 1),
 ):
     """Return an endless, shuffled, augmented stream of batches.
 
-    Each image is resized if it has another size, padded by `pad` zero pixels, cropped
-    at a random place and flipped left to right with probability 1/2. `mixup` blends
-    each batch with itself rolled by one: `a x + (1 - a) roll(x)` with one
-    `a = max(b, 1 - b)`, `b ~ Beta(mixup, mixup)`, per batch, labels alike, as in the
-    official code.
+    Each pass over the source has its own order. Each image is cropped and resized
+    (bilinear, without antialiasing), flipped left to right with probability 1/2, and
+    goes through RandAugment; each batch through mixup.
+
+    Starting at `first_step` decodes nothing of what comes before. With `shard=(i, n)`
+    the stream is the i-th of n hosts' equal parts of every batch, the same images as
+    in the whole batch; only mixup blends within the part, as in the official code.
 
     Args:
         source: The `Source` of the examples.
-        image_size: Edge of the square images, in pixels.
-        batch_size: Images per batch; every batch is full.
-        pad: Zero pixels added on each side before the random crop.
-        mixup: Parameter of the Beta distribution, 0 for no mixup.
-        seed: Seed of the order and of every augmentation.
+        image_size: Edge of the square images in pixels, or `(height, width)`.
+        batch_size: Images per batch of all hosts together; every batch is full.
+        crop: `"inception"`, a random part of the image, of an aspect ratio in
+            [0.75, 1.33], is resized; `"pad"`, the whole image is resized, if it has
+            another size, and moved by up to `pad` pixels, zeros coming in; `"none"`,
+            the whole image is resized.
+        pad: Zero pixels on each side before the crop of `crop="pad"`.
+        area_range: Smallest and largest share of the area for `crop="inception"`.
+        flip: Whether half of the images are mirrored.
+        randaugment: Number of operations and magnitude in [0, 20], for example
+            `(2, 15)`; `None` for no RandAugment. RGB only.
+        mixup: Parameter of mixup's Beta distribution, 0 for no mixup.
+        seed: Seed of the order and of every augmentation, in [0, 2**31 - 2).
         first_step: Number of batches to leave out at the beginning of the stream.
+        shard: Index of this host and number of hosts.
 
     Returns:
-        A `tf.data.Dataset` of `(images, one-hot labels)`, both float32.
+        A `tf.data.Dataset` of `(images, one-hot labels)`: uint8, with mixup float32,
+        and float32.
+
+    Raises:
+        ValueError: If an argument is out of its range.
+
+    Source: `big_vision/configs/mlp_mixer_i1k.py`, paper section 3.
     """
     import tensorflow as tf
 
-    size = (image_size, image_size)
+    size = _check_size(image_size)
+    host, local_size = _check_shard(shard, batch_size)
+    _check_augmentation(crop, pad, area_range, randaugment, mixup)
+    _check_integer("seed", seed, 0, 2**31 - 3)
+    _check_integer("first_step", first_step, 0)
 
-    def cached_size(image, label):
-        if image.shape[:2] != size:
-            image = tf.round(tf.image.resize(image, size))
-        return tf.cast(image, tf.uint8), label
+    def shuffled(epoch):
+        # Of this function's graph only. Otherwise the global seed, which
+        # `keras.utils.set_random_seed` sets, would be part of the order. (And 0 would
+        # stand for no seed.)
+        tf.random.set_seed(seed + 1)
+        buffer = source.num_examples if source.read else SHUFFLE_BUFFER
+        return source.dataset.shuffle(
+            min(buffer, source.num_examples),
+            seed=epoch,
+            reshuffle_each_iteration=False,
+        )
 
-    def augment(index, example):
+    def is_local(position, _):
+        return position % batch_size // local_size == host
+
+    def augmented(position, example):
         image, label = example
-        seeds = tf.random.split(tf.stack([tf.cast(seed, tf.int64), index]), 2)
-        image = tf.pad(image, [(pad, pad), (pad, pad), (0, 0)])
-        image = tf.image.stateless_random_crop(
-            image, (*size, image.shape[-1]), seed=seeds[0]
+        image = source.read(image) if source.read else image
+        # One draw for all: on small images each costs as much as the decoding.
+        draws = tf.random.stateless_uniform(
+            (5,), (seed, position), minval=None, maxval=None, dtype=tf.int32
         )
-        image = tf.image.stateless_random_flip_left_right(image, seed=seeds[1])
-        return tf.cast(image, tf.float32), tf.one_hot(label, source.num_classes)
+        if crop == "inception":
+            image = _random_area(image, area_range, draws[:2])
+        image = _to_size(_decoded(image), size)
+        if crop == "pad":
+            image = tf.pad(image, [(pad, pad), (pad, pad), (0, 0)])
+            top, left = draws[0] % (2 * pad + 1), draws[1] % (2 * pad + 1)
+            image = image[top : top + size[0], left : left + size[1]]
+        if flip:
+            image = tf.cond(draws[2] < 0, lambda: image[:, ::-1], lambda: image)
+        image = tf.ensure_shape(image, (*size, image.shape[-1]))
+        if randaugment:
+            layers, magnitude = randaugment
+            image = randaugmented(image, draws[3:], layers=layers, magnitude=magnitude)
+        return image, tf.one_hot(label, source.num_classes)
 
-    def mix(index, batch):
-        images, labels = batch
-        # Beta(p, p) as a ratio of two Gamma(p) draws.
-        gammas = tf.random.stateless_gamma(
-            (2,), seed=tf.stack([tf.cast(seed, tf.int64) + 1, index]), alpha=mixup
-        )
-        a = gammas[0] / tf.maximum(gammas[0] + gammas[1], 1e-20)
-        a = tf.maximum(a, 1 - a)
-        return (
-            a * images + (1 - a) * tf.roll(images, 1, axis=0),
-            a * labels + (1 - a) * tf.roll(labels, 1, axis=0),
-        )
-
-    dataset = source.dataset.map(cached_size, num_parallel_calls=tf.data.AUTOTUNE)
-    dataset = dataset.cache().shuffle(SHUFFLE_BUFFER, seed=seed).repeat()
-    dataset = dataset.enumerate().skip(first_step * batch_size)
-    dataset = dataset.map(augment, num_parallel_calls=tf.data.AUTOTUNE)
-    dataset = dataset.batch(batch_size, drop_remainder=True)
+    first = first_step * batch_size
+    epoch, position = divmod(first, source.num_examples)
+    dataset = tf.data.Dataset.range(epoch, tf.int64.max).flat_map(shuffled)
+    dataset = dataset.skip(position).enumerate(first)
+    if local_size < batch_size:
+        dataset = dataset.filter(is_local)
+    dataset = dataset.map(augmented, tf.data.AUTOTUNE, deterministic=True)
+    dataset = dataset.batch(local_size, drop_remainder=True)
     if mixup:
-        dataset = dataset.enumerate(first_step).map(mix)
+        # Negative numbers are no position of an image.
+        dataset = dataset.enumerate(first_step).map(
+            lambda step, batch: mix(*batch, (seed, -1 - step), alpha=mixup)
+        )
     return dataset.prefetch(tf.data.AUTOTUNE)
 
 
-def evaluation_batches(source, *, image_size, batch_size):
-    """Return one pass over `source` in its own order, each image resized (bilinear).
+def evaluation_batches(
+    source, *, image_size, batch_size, preprocessing=None, shard=(0, 1), pad=False
+):
+    """Return one pass over `source` in its own order, images as `preprocess` has them.
+
+    TensorFlow resizes them: to within 0.001 grey levels, 0.01 for `"area"`.
+    Small sets (`CACHE_BYTES`) stay in memory after the first pass.
+
+    Args:
+        source: The `Source` of the examples.
+        image_size: Edge of the square images in pixels, or `(height, width)`.
+        batch_size: Images per batch of all hosts together.
+        preprocessing: The `Preprocessing` record of the model; `None` to resize
+            (bilinear) to `image_size` and no more.
+        shard: Index of this host and number of hosts: the batches are this host's
+            equal parts of the whole ones. Their number differs by host if `pad` is
+            false.
+        pad: Whether the last batch is filled up to the full size, and the batches have
+            sample weights: 1, and 0 for what was filled in.
 
     Returns:
-        A `tf.data.Dataset` of `(images, one-hot labels)`; the last batch may be short.
+        A `tf.data.Dataset` of `(images, one-hot labels)` or `(images, one-hot labels,
+        weights)`, all float32. Without `pad` the last batch may be short.
+
+    Raises:
+        ValueError: If an argument is out of its range.
     """
     import tensorflow as tf
 
-    def prepare(image, label):
-        if image.shape[:2] != (image_size, image_size):
-            image = tf.image.resize(image, (image_size, image_size))
-        return tf.cast(image, tf.float32), tf.one_hot(label, source.num_classes)
+    size = _check_size(image_size)
+    host, local_size = _check_shard(shard, batch_size)
+    record = preprocessing or Preprocessing(transform="resize")
 
-    dataset = source.dataset.map(prepare, num_parallel_calls=tf.data.AUTOTUNE)
-    return dataset.batch(batch_size).cache().prefetch(tf.data.AUTOTUNE)
+    def is_local(position, _):
+        return position % batch_size // local_size == host
+
+    def prepared(position, example):
+        image, label = example
+        image = source.read(image) if source.read else image
+        image = _fitted(_decoded(image), size, record)
+        label = tf.one_hot(label, source.num_classes)
+        if not pad:
+            return image, label
+        return image, label, tf.cast(position < source.num_examples, tf.float32)
+
+    dataset = source.dataset
+    if pad:
+        more = -source.num_examples % batch_size
+        dataset = dataset.concatenate(dataset.take(1).cache().repeat(more))
+    dataset = dataset.enumerate()
+    if local_size < batch_size:
+        dataset = dataset.filter(is_local)
+    dataset = dataset.map(prepared, tf.data.AUTOTUNE, deterministic=True)
+    dataset = dataset.batch(local_size, drop_remainder=pad)
+    num_images = source.num_examples * local_size // batch_size
+    if num_images * size[0] * size[1] * 3 * 4 <= CACHE_BYTES:
+        dataset = dataset.cache()
+    return dataset.prefetch(tf.data.AUTOTUNE)
 
 
-def _import_tfds():
-    try:
-        import tensorflow_datasets as tfds
-    except ImportError as error:
-        raise ImportError(
-            "Reading TFDS data sets needs tensorflow-datasets: "
-            "pip install 'keras_mixer[data]'"
-        ) from error
-    return tfds
+def _decoded(image):
+    """Return the pixels of an image file's bytes; pixels as they are."""
+    import tensorflow as tf
+
+    if image.dtype != tf.string:
+        return image
+    # Decodes PNG and still GIF, too.
+    return tf.io.decode_jpeg(image, channels=3, dct_method=_DCT)
+
+
+def _random_area(image, area_range, seed):
+    """Return a random part of an image; of a JPEG, only that part is decoded."""
+    import tensorflow as tf
+
+    def window(shape):
+        begin, extent, _ = tf.image.stateless_sample_distorted_bounding_box(
+            shape,
+            tf.zeros((1, 0, 4)),
+            seed,
+            min_object_covered=0.0,
+            aspect_ratio_range=(0.75, 1.33),
+            area_range=area_range,
+            use_image_if_no_bounding_boxes=True,
+        )
+        return begin, extent
+
+    def of_jpeg():
+        begin, extent = window(tf.image.extract_jpeg_shape(image))
+        corners = tf.concat([begin[:2], extent[:2]], 0)
+        return tf.image.decode_and_crop_jpeg(
+            image, corners, channels=3, dct_method=_DCT
+        )
+
+    def of_pixels(pixels):
+        return tf.slice(pixels, *window(tf.shape(pixels)))
+
+    if image.dtype != tf.string:
+        return tf.ensure_shape(of_pixels(image), (None, None, image.shape[-1]))
+    part = tf.cond(tf.io.is_jpeg(image), of_jpeg, lambda: of_pixels(_decoded(image)))
+    return tf.ensure_shape(part, (None, None, 3))
+
+
+def _to_size(image, size):
+    """Return `image` as uint8 of `size`."""
+    import tensorflow as tf
+
+    if image.shape[:2] != size:
+        image = tf.round(tf.image.resize(image, size))
+    return tf.cast(image, tf.uint8)
+
+
+def _fitted(image, size, record):
+    """Return `image` as `preprocess` prepares it, float32, in TensorFlow."""
+    import tensorflow as tf
+
+    resized = size
+    if record.transform != "resize":
+        resized = [round(edge / record.crop_fraction) for edge in size]
+    if record.transform == "resmall_crop":
+        edges = tf.cast(tf.shape(image)[:2], tf.float32)
+        factor = tf.reduce_max(tf.constant(resized, tf.float32) / edges)
+        resized = tf.cast(tf.round(edges * factor), tf.int32)
+    pixels = tf.image.resize(image, resized, method=record.interpolation)
+    top, left = tf.unstack((tf.convert_to_tensor(resized) - size) // 2)
+    pixels = pixels[top : top + size[0], left : left + size[1]]
+    return tf.ensure_shape(tf.cast(pixels, tf.float32), (*size, image.shape[-1]))
+
+
+def _check_size(image_size):
+    size = (image_size,) * 2 if isinstance(image_size, Integral) else tuple(image_size)
+    if len(size) != 2 or not all(
+        isinstance(edge, Integral) and edge > 0 for edge in size
+    ):
+        raise ValueError(
+            "`image_size` must be a positive integer, or (height, width). "
+            f"Received: image_size={image_size!r}"
+        )
+    return size
+
+
+def _check_shard(shard, batch_size):
+    """Return the index of this host and the images it has in each batch."""
+    index, hosts = shard
+    if not 0 <= index < hosts:
+        raise ValueError(
+            "`shard` must be (index, number of hosts), the index from 0. "
+            f"Received: shard={shard!r}"
+        )
+    if not isinstance(batch_size, Integral) or batch_size < 1 or batch_size % hosts:
+        raise ValueError(
+            "`batch_size` must be a positive integer and, because it counts the images "
+            f"of all hosts, a multiple of their number, {hosts}. "
+            f"Received: batch_size={batch_size!r}"
+        )
+    return index, batch_size // hosts
+
+
+def _check_augmentation(crop, pad, area_range, randaugment, mixup):
+    if crop not in CROPS:
+        raise ValueError(
+            f"`crop` must be one of {', '.join(map(repr, CROPS))}. "
+            f"Received: crop={crop!r}"
+        )
+    _check_integer("pad", pad, 0)
+    if not 0 < area_range[0] <= area_range[1] <= 1:
+        raise ValueError(
+            "`area_range` must be two shares in (0, 1], the smaller one first. "
+            f"Received: area_range={area_range!r}"
+        )
+    if randaugment and not (randaugment[0] >= 1 and 0 <= randaugment[1] <= 20):
+        raise ValueError(
+            "`randaugment` must be None, or a number of operations and a magnitude in "
+            f"[0, 20]. Received: randaugment={randaugment!r}"
+        )
+    if not mixup >= 0:
+        raise ValueError(f"`mixup` must not be negative. Received: mixup={mixup!r}")
+
+
+def _check_integer(name, value, low, high=None):
+    if not isinstance(value, Integral) or value < low or (high and value > high):
+        limits = f"from {low}" + (f" to {high}" if high else "")
+        raise ValueError(
+            f"`{name}` must be an integer {limits}. Received: {name}={value!r}"
+        )

@@ -235,7 +235,7 @@ def _check_values(arrays):
 def _to_array(image, channels):
     """Return `image` as an array `(height, width, channels)`."""
     if not isinstance(image, np.ndarray):
-        image = _decode(image, channels)
+        image = decode_image(image, channels)
     if image.ndim == 2:
         image = image[..., None]
     if image.shape[2] == 1 and channels == 3:
@@ -249,8 +249,20 @@ def _to_array(image, channels):
     return image
 
 
-def _decode(image, channels):
-    """Return a path or a PIL image as a uint8 array, upright and without alpha."""
+def decode_image(image, channels=3):
+    """Return a file or a PIL image as pixels, upright and without alpha channel.
+
+    Args:
+        image: Path to an image file, or a PIL image.
+        channels: 3 for RGB, 1 for grey.
+
+    Returns:
+        uint8 array, `(height, width, 3)`, or `(height, width)` for grey.
+
+    Raises:
+        ImportError: If Pillow is not installed.
+        ValueError: If it cannot be decoded, or has more than 8 bits per channel.
+    """
     try:
         from PIL import Image, ImageOps
     except ImportError as error:

@@ -1,10 +1,18 @@
+from types import SimpleNamespace
+
 import keras
 import numpy as np
 import pytest
 
 from keras_mixer import data
+from keras_mixer.preprocessing import (
+    INTERPOLATIONS,
+    TRANSFORMS,
+    Preprocessing,
+    preprocess,
+)
 
-pytest.importorskip("tensorflow")
+tf = pytest.importorskip("tensorflow")
 
 
 def numbered(count=32, size=8):
@@ -23,7 +31,7 @@ def batches(source, count, **arguments):
 def test_one_pass_holds_every_image_once_with_its_label():
     seen = {}
     for images, labels in batches(numbered(), 4):
-        assert images.dtype == np.float32 and images.shape == (8, 8, 8, 3)
+        assert images.dtype == np.uint8 and images.shape == (8, 8, 8, 3)
         for image, label in zip(images, labels, strict=True):
             seen[int(image[0, 0, 0])] = label.argmax()
             assert label.sum() == 1
@@ -40,13 +48,141 @@ def test_the_order_changes_with_the_pass_and_the_seed_and_nothing_else():
     assert order(0, seed=1) != order(0, seed=2)
 
 
-def test_a_stream_can_go_on_where_another_stopped():
-    arguments = {"pad": 2, "mixup": 0.4, "seed": 3}
-    whole = batches(numbered(), 9, **arguments)
-    rest = batches(numbered(), 4, first_step=5, **arguments)
-    for (images, labels), (again, labels_again) in zip(whole[5:], rest, strict=True):
-        np.testing.assert_array_equal(images, again)
-        np.testing.assert_array_equal(labels, labels_again)
+def test_the_order_does_not_depend_on_the_global_seed():
+    plain = batches(numbered(), 6, seed=0)
+    keras.utils.set_random_seed(99)
+    for (x, _), (again, _) in zip(plain, batches(numbered(), 6, seed=0), strict=True):
+        np.testing.assert_array_equal(x, again)
+
+
+KINDS = {
+    "pad": {"crop": "pad", "pad": 2},
+    "inception": {"crop": "inception", "mixup": 0.4},
+    "none": {"crop": "none"},
+}
+
+
+@pytest.fixture(params=["arrays", "folder", "encoded"])
+def source(request, tmp_path):
+    """Twenty different pictures of 12 x 10, from each kind of source."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (20, 12, 10, 3), "uint8")
+    labels = np.arange(20) % 3
+    if request.param == "arrays":
+        return data.from_arrays(images, labels)
+    if request.param == "folder":
+        pytest.importorskip("tensorflow_datasets")
+        image_module = pytest.importorskip("PIL.Image")
+        for i, image in enumerate(images):
+            folder = tmp_path / "abc"[labels[i]]
+            folder.mkdir(exist_ok=True)
+            suffix = "jpg" if i % 2 else "png"
+            image_module.fromarray(image).save(folder / f"{i}.{suffix}")
+        return data.from_folder(tmp_path)
+    files = [tf.io.encode_jpeg(image).numpy() for image in images]
+    dataset = tf.data.Dataset.from_tensor_slices((files, labels))
+    return data.Source(dataset, 20, ("a", "b", "c"))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_stream_goes_on_where_another_stopped(source, kind):
+    # Steps 2 and 5 hold the ends of the first and of the second pass.
+    arguments = {"seed": 3} | KINDS[kind]
+    whole = batches(source, 8, **arguments)
+    for first in (1, 3, 5):
+        rest = batches(source, 8 - first, first_step=first, **arguments)
+        for (x, y), (again_x, again_y) in zip(whole[first:], rest, strict=True):
+            np.testing.assert_array_equal(x, again_x)
+            np.testing.assert_array_equal(y, again_y)
+
+
+def test_randaugment_is_drawn_for_every_image_from_its_place_in_the_stream():
+    images = np.full((4, 8, 8, 3), 50, "uint8")
+    images[:, 2:5, 1:4] = (200, 90, 10)
+    source = data.from_arrays(images, np.arange(4))
+    arguments = {"crop": "none", "flip": False, "randaugment": (1, 10), "seed": 1}
+    whole = batches(source, 4, **arguments)
+    assert len({image.tobytes() for x, _ in whole for image in x}) > 8
+    ((x, _),) = batches(source, 1, first_step=2, shard=(1, 2), **arguments)
+    np.testing.assert_array_equal(x, whole[2][0][4:])
+
+
+def test_what_is_skipped_is_not_read():
+    read = []
+
+    def noted(index):
+        read.append(int(index))
+        return np.zeros((8, 8, 3), "uint8")
+
+    def reader(index):
+        image = tf.numpy_function(noted, [index], tf.uint8)
+        return tf.ensure_shape(image, (8, 8, 3))
+
+    dataset = tf.data.Dataset.range(1000).map(lambda i: (i, i % 2))
+    source = data.Source(dataset, 1000, ("a", "b"), reader)
+    batches(source, 1, first_step=10**9)
+    assert len(read) < 500  # what was fetched ahead, not a pass
+
+
+@pytest.mark.parametrize("kind", ["pad", "inception"])
+def test_the_parts_of_the_hosts_make_up_the_whole_batches(source, kind):
+    arguments = {"seed": 3, "first_step": 2} | KINDS[kind] | {"mixup": 0.0}
+    whole = batches(source, 5, **arguments)
+    parts = [batches(source, 5, shard=(i, 2), **arguments) for i in range(2)]
+    for step, (x, y) in enumerate(whole):
+        joined = [np.concatenate([part[step][at] for part in parts]) for at in (0, 1)]
+        np.testing.assert_array_equal(joined[0], x)
+        np.testing.assert_array_equal(joined[1], y)
+
+
+def test_inception_crops_have_the_areas_and_aspect_ratios_asked_for():
+    # Pixels that tell where they are: the crop's edges are those of its values.
+    rows, columns = np.indices((200, 240))
+    image = np.stack([rows, columns, np.zeros_like(rows)], -1).astype("uint8")
+    source = data.from_arrays(np.repeat(image[None], 8, 0), np.zeros(8, int))
+    shares, ratios = [], []
+    for images, _ in batches(
+        source, 40, crop="inception", area_range=(0.2, 0.6), image_size=64, flip=False
+    ):
+        spread = images[:, -1, -1].astype(float) - images[:, 0, 0]
+        # From the first to the last centre of 64 are 63 of 64 parts of the crop.
+        height, width = (spread[:, axis] * 64 / 63 for axis in (0, 1))
+        shares += list(height * width / (200 * 240))
+        ratios += list(width / height)
+    assert 0.19 < min(shares) < 0.25 and 0.55 < max(shares) < 0.62
+    assert 0.72 < min(ratios) < 0.8 and 1.25 < max(ratios) < 1.37
+
+
+def test_a_part_of_a_jpeg_is_decoded_as_the_whole_is():
+    rng = np.random.default_rng(0)
+    small = tf.constant(rng.integers(0, 256, (10, 13, 3), "uint8"))
+    image = tf.cast(tf.image.resize(small, (100, 130), "bicubic"), tf.uint8)
+    file = tf.io.encode_jpeg(image, quality=95)
+    pixels = tf.io.decode_jpeg(file, dct_method="INTEGER_ACCURATE")
+
+    def source(image):
+        dataset = tf.data.Dataset.from_tensors((image, 0))
+        return data.Source(dataset, 1, ("a",))
+
+    arguments = {"crop": "inception", "image_size": 24, "batch_size": 1}
+    pairs = zip(
+        batches(source(file), 30, **arguments),
+        batches(source(pixels), 30, **arguments),
+        strict=True,
+    )
+    for (of_file, _), (of_pixels, _) in pairs:
+        difference = np.abs(of_file.astype(int) - of_pixels)
+        # Colours at the edges of a part lack the neighbours to interpolate from.
+        assert (difference <= 1).mean() > 0.9 and difference.max() <= 24
+
+
+def test_without_crop_and_flip_images_are_only_resized():
+    images = np.random.default_rng(0).integers(0, 256, (8, 16, 12, 3), "uint8")
+    source = data.from_arrays(images, np.arange(8))
+    ((x, y),) = batches(source, 1, crop="none", flip=False, image_size=(6, 9))
+    expected = np.round(tf.image.resize(images, (6, 9)).numpy())
+    np.testing.assert_array_equal(x, expected[y.argmax(1)])
+    assert x.dtype == np.uint8
 
 
 def test_padding_shifts_and_flips():
@@ -69,6 +205,7 @@ def test_mixup_blends_neighbours_of_the_batch_and_their_labels():
     mixed = batches(numbered(), 20, seed=5, mixup=0.5)
     shares = []
     for (x, y), (mixed_x, mixed_y) in zip(plain, mixed, strict=True):
+        x = x.astype("float32")
         rolled_x, rolled_y = np.roll(x, 1, axis=0), np.roll(y, 1, axis=0)
         i = int(np.abs(x - rolled_x)[:, 0, 0, 0].argmax())
         a = (mixed_x - rolled_x)[i, 0, 0, 0] / (x - rolled_x)[i, 0, 0, 0]
@@ -77,6 +214,66 @@ def test_mixup_blends_neighbours_of_the_batch_and_their_labels():
         shares.append(a)
     assert 0.5 <= min(shares) and max(shares) <= 1
     assert np.std(shares) > 0.05  # drawn anew for every batch
+
+
+RECORDS = [
+    Preprocessing(transform=transform, interpolation=interpolation)
+    for transform in TRANSFORMS
+    for interpolation in INTERPOLATIONS
+]
+
+
+@pytest.mark.parametrize(
+    "record", RECORDS, ids=lambda r: f"{r.transform}-{r.interpolation}"
+)
+@pytest.mark.parametrize("shape", [(400, 500), (231, 180), (60, 90)], ids=str)
+def test_evaluation_prepares_images_as_preprocess_does(record, shape):
+    """But for float32: the same sums in another order, edges of areas less exact."""
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (*shape, 3), "uint8")
+    for size in ((96, 96), (64, 80)):
+        model = SimpleNamespace(
+            layers=[SimpleNamespace(name="normalization")],
+            input_shape=(None, *size, 3),
+            preprocessing=record,
+        )
+        ((ours, _),) = data.evaluation_batches(
+            data.from_arrays(image[None], [0]),
+            image_size=size,
+            batch_size=1,
+            preprocessing=record,
+        )
+        atol = {"bilinear": 1e-3, "area": 1e-2}[record.interpolation]
+        np.testing.assert_allclose(ours, preprocess(image, model), atol=atol)
+
+
+def test_padded_passes_have_full_batches_and_weights():
+    stream = data.evaluation_batches(numbered(10), image_size=8, batch_size=4, pad=True)
+    assert stream.element_spec[0].shape == (4, 8, 8, 3)
+    values, weights = [], []
+    for images, labels, weight in stream:
+        assert labels.shape == (4, 4)
+        values += list(images[:, 0, 0, 0].numpy())
+        weights += list(weight.numpy())
+    assert weights == [1] * 10 + [0] * 2
+    assert values[:10] == list(range(1, 11))
+
+
+@pytest.mark.parametrize("pad", [True, False])
+def test_the_evaluation_parts_of_the_hosts_make_up_the_pass(pad):
+    def passes(shard):
+        stream = data.evaluation_batches(
+            numbered(13), image_size=8, batch_size=6, shard=shard, pad=pad
+        )
+        return [[part.numpy() for part in batch] for batch in stream]
+
+    parts = [passes((i, 3)) for i in range(3)]
+    if pad:
+        assert [len(part) for part in parts] == [3, 3, 3]
+    for step, whole in enumerate(passes((0, 1))):
+        joined = [part[step] for part in parts if step < len(part)]
+        for arrays in zip(whole, *joined, strict=True):
+            np.testing.assert_array_equal(arrays[0], np.concatenate(arrays[1:]))
 
 
 def test_evaluation_is_one_pass_in_order():
@@ -96,43 +293,6 @@ def test_other_sizes_are_resized():
     assert images.shape == (4, 8, 8, 3)
 
 
-def test_tfds_sources_know_their_names_and_slices(tmp_path):
-    tfds = pytest.importorskip("tensorflow_datasets")
-    import tensorflow as tf
-
-    images = np.arange(10, dtype="uint8")[:, None, None, None] * np.ones(
-        (1, 6, 6, 3), "uint8"
-    )
-    examples = {"image": images, "label": np.arange(10) % 2}
-    tfds.dataset_builders.store_as_tfds_dataset(
-        name="tiny",
-        version="1.0.0",
-        features=tfds.features.FeaturesDict(
-            {
-                "image": tfds.features.Image(shape=(6, 6, 3), encoding_format="png"),
-                "label": tfds.features.ClassLabel(names=["even", "odd"]),
-            }
-        ),
-        split_datasets={"train": tf.data.Dataset.from_tensor_slices(examples)},
-        data_dir=str(tmp_path),
-        disable_shuffling=True,
-    )
-    source = data.from_tfds("tiny", "train[:50%]", data_dir=tmp_path)
-    assert source.label_names == ("even", "odd")
-    assert source.num_examples == 5
-    ((images, labels),) = data.evaluation_batches(source, image_size=6, batch_size=9)
-    assert images[:, 0, 0, 0].numpy().tolist() == [0, 1, 2, 3, 4]
-    with pytest.raises(ValueError, match="must be one of train"):
-        data.from_tfds("tiny", "nonsense", data_dir=tmp_path)
-    assert labels.numpy().argmax(1).tolist() == [0, 1, 0, 1, 0]
-
-
-def test_unknown_data_sets_and_splits_are_named(tmp_path):
-    pytest.importorskip("tensorflow_datasets")
-    with pytest.raises(ValueError, match="no_such_data_set"):
-        data.from_tfds("no_such_data_set", "train", data_dir=tmp_path)
-
-
 def test_fit_takes_the_batches():
     model = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Flatten()])
     model.add(keras.layers.Dense(4, activation="softmax"))
@@ -143,13 +303,33 @@ def test_fit_takes_the_batches():
 
 
 @pytest.mark.parametrize(
-    ("labels", "names", "message"),
+    ("arguments", "message"),
     [
-        ([0, 1], None, "4 images, 2 labels"),
-        ([0, 1, 2, -1], None, "from -1 to 2"),
-        ([0, 1, 2, 3], ["a", "b"], r"\[0, 2\)"),
+        ({"crop": "random"}, "`crop` must be one of 'pad', 'inception', 'none'"),
+        ({"pad": -1}, "`pad` must be an integer from 0"),
+        ({"area_range": (0.0, 1.0)}, "`area_range` must be two shares"),
+        ({"area_range": (0.9, 0.1)}, "the smaller one first"),
+        ({"randaugment": (2, 30)}, r"a magnitude in \[0, 20\]"),
+        ({"mixup": -0.1}, "`mixup` must not be negative"),
+        ({"seed": -1}, "`seed` must be an integer from 0"),
+        ({"first_step": 1.5}, "`first_step` must be an integer from 0"),
+        ({"image_size": 0}, "`image_size` must be a positive integer"),
+        ({"image_size": (8, 8, 3)}, r"\(height, width\)"),
+        ({"batch_size": 0}, "`batch_size` must be a positive integer"),
+        ({"shard": (0, 3)}, "a multiple of their number, 3.*batch_size=8"),
+        ({"shard": (2, 2)}, r"the index from 0.*shard=\(2, 2\)"),
     ],
 )
-def test_arrays_that_do_not_fit_are_refused(labels, names, message):
+def test_arguments_out_of_range_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
-        data.from_arrays(np.zeros((4, 8, 8, 3)), labels, label_names=names)
+        batches(numbered(), 1, **arguments)
+
+
+def test_open_source_takes_folders_before_names(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    pytest.importorskip("tensorflow_datasets")
+    with pytest.raises(ValueError, match="must be a data set of TFDS.*cifar10"):
+        data.open_source("cifar01", "train", data_dir=tmp_path / "none")
+    (tmp_path / "cifar01").mkdir()
+    with pytest.raises(ValueError, match="one folder of pictures per class"):
+        data.open_source("cifar01", "train")
