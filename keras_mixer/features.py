@@ -42,7 +42,7 @@ def extract(
         preprocessing: The `Preprocessing` record of the images; `None` for the model's
             own.
         cache_dir: Folder to keep the features in and to look for them; `None` for none.
-        progress: Whether to show a progress bar, on the standard error.
+        progress: Whether to show a progress bar on the standard error.
 
     Raises:
         ImportError: If TensorFlow, which reads the images, is not installed.

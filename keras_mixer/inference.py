@@ -36,7 +36,8 @@ def outputs(
         batch_size: Images per step. Positive.
         preprocessing: The `Preprocessing` record of the images; `None` for the model's
             own. The range of the pixels is the model's in any case.
-        progress: Whether to show a progress bar, on the standard error.
+        progress: Whether to show a progress bar on the standard error, if that is a
+            terminal.
 
     Yields:
         `(outputs, labels)`, NumPy arrays of `(n, ...)` and `(n,)`, `n <= batch_size`.
@@ -57,13 +58,14 @@ def outputs(
     scale, offset = 1.0, 0.0
     if not model.config["include_preprocessing"]:
         scale, offset = model.preprocessing.scale, model.preprocessing.offset
+    console = Console(stderr=True)
     for images, labels, weights in track(
         batches.as_numpy_iterator(),
         description=f"{source.num_examples:,} images",
         total=math.ceil(source.num_examples / batch_size),
-        console=Console(stderr=True),
+        console=console,
         transient=True,
-        disable=not progress,
+        disable=not (progress and console.is_terminal),
     ):
         values = network.predict_on_batch(images * scale + offset)
         real = weights > 0

@@ -8,7 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
+from keras_mixer.family import MixerTi4
 from keras_mixer.model import mlp_mixer
+from keras_mixer.model_files import read_model, reading_arguments, write_model
 from keras_mixer.preprocessing import Preprocessing
 from keras_mixer.resolution import block_diagonal, interpolate, resize
 
@@ -316,6 +318,28 @@ def test_a_resized_model_is_saved_loaded_and_resized_again(tiny, tmp_path):
     assert {w.path for w in again.trainable_weights} == {
         w.path for w in loaded.trainable_weights
     }
+
+
+@pytest.mark.parametrize("name", ["m.keras", "folder", "m.npz", "m.weights.h5"])
+@pytest.mark.parametrize("shape", [(64, 72, 3), (40, 56, 3)])
+def test_every_kind_of_file_keeps_the_new_token_mlps(tiny, shape, name, tmp_path):
+    resized = resize(random_model(**tiny), shape)
+    write_model(resized, tmp_path / name)
+    told = reading_arguments(resized, tmp_path / name)
+    loaded = read_model(tmp_path / name, **told)
+    assert loaded.config == resized.config
+    images = np.random.default_rng(0).uniform(0, 255, (1, *shape)).astype("float32")
+    assert_array_equal(outputs(loaded, images), outputs(resized, images))
+
+
+@pytest.mark.parametrize("shape", [(64, 96, 3), (48, 40, 3)])
+def test_constructors_resize_weights_of_another_size(shape):
+    model = MixerTi4(weights="cifar10", input_shape=shape)
+    expected = resize(MixerTi4(weights="cifar10"), shape)
+    assert model.config == expected.config
+    assert model.labels == expected.labels
+    images = np.random.default_rng(0).uniform(0, 255, (1, *shape)).astype("float32")
+    assert_array_equal(outputs(model, images), outputs(expected, images))
 
 
 @pytest.mark.parametrize(
