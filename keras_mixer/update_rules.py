@@ -57,6 +57,14 @@ class _Optimizer(keras.optimizers.Optimizer):
             share = ops.cast(ops.where(moves, 1.0 - kept, 0.0), variable.dtype)
             average.assign(average + share * (variable - average))
 
+    def finalize_variable_values(self, var_list):
+        super().finalize_variable_values(var_list)
+        if self.use_ema and keras.config.backend() == "jax":
+            # Keras lets weights and means share their buffers, and the next `fit`
+            # would give each buffer away twice.
+            for variable in var_list:
+                variable.assign(ops.copy(variable))
+
     def get_config(self):
         return {**super().get_config(), "layer_decay": self.layer_decay}
 
