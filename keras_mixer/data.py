@@ -18,6 +18,7 @@ from pathlib import Path
 
 from keras_mixer.augmentation import mixup as mix
 from keras_mixer.augmentation import randaugment as randaugmented
+from keras_mixer.decoding import decoded, fitted, random_area, to_size
 from keras_mixer.image_folder import from_folder
 from keras_mixer.preprocessing import Preprocessing
 from keras_mixer.sources import Source, from_arrays, from_tfds
@@ -37,9 +38,6 @@ CROPS = ("pad", "inception", "none")
 SHUFFLE_BUFFER = 50_000
 # Evaluation images stay in memory if they take no more than this.
 CACHE_BYTES = 2**30
-
-# What Pillow uses, so that training, evaluation and `preprocess` see the same pixels.
-_DCT = "INTEGER_ACCURATE"
 
 
 def open_source(name_or_folder, split, *, data_dir=None, corrupt="raise"):
@@ -138,19 +136,19 @@ def training_batches(
     def augmented(position, example):
         image, label = example
         image = source.read(image) if source.read else image
-        # One draw for all: on small images each costs as much as the decoding.
+        # One draw for everything: on small images each takes as long as decoding does.
         draws = tf.random.stateless_uniform(
             (5,), (seed, position), minval=None, maxval=None, dtype=tf.int32
         )
         if crop == "inception":
-            image = _random_area(image, area_range, draws[:2])
-        image = _to_size(_decoded(image), size)
+            image = random_area(image, area_range, draws[:2])
+        image = to_size(decoded(image), size)
         if crop == "pad":
             image = tf.pad(image, [(pad, pad), (pad, pad), (0, 0)])
             top, left = draws[0] % (2 * pad + 1), draws[1] % (2 * pad + 1)
             image = image[top : top + size[0], left : left + size[1]]
         if flip:
-            image = tf.cond(draws[2] < 0, lambda: image[:, ::-1], lambda: image)
+            image = image[:, :: tf.where(draws[2] < 0, -1, 1)]
         image = tf.ensure_shape(image, (*size, image.shape[-1]))
         if randaugment:
             layers, magnitude = randaugment
@@ -212,7 +210,7 @@ def evaluation_batches(
     def prepared(position, example):
         image, label = example
         image = source.read(image) if source.read else image
-        image = _fitted(_decoded(image), size, record)
+        image = fitted(decoded(image), size, record)
         label = tf.one_hot(label, source.num_classes)
         if not pad:
             return image, label
@@ -231,74 +229,6 @@ def evaluation_batches(
     if num_images * size[0] * size[1] * 3 * 4 <= CACHE_BYTES:
         dataset = dataset.cache()
     return dataset.prefetch(tf.data.AUTOTUNE)
-
-
-def _decoded(image):
-    """Return the pixels of an image file's bytes; pixels as they are."""
-    import tensorflow as tf
-
-    if image.dtype != tf.string:
-        return image
-    # Decodes PNG and still GIF, too.
-    return tf.io.decode_jpeg(image, channels=3, dct_method=_DCT)
-
-
-def _random_area(image, area_range, seed):
-    """Return a random part of an image; of a JPEG, only that part is decoded."""
-    import tensorflow as tf
-
-    def window(shape):
-        begin, extent, _ = tf.image.stateless_sample_distorted_bounding_box(
-            shape,
-            tf.zeros((1, 0, 4)),
-            seed,
-            min_object_covered=0.0,
-            aspect_ratio_range=(0.75, 1.33),
-            area_range=area_range,
-            use_image_if_no_bounding_boxes=True,
-        )
-        return begin, extent
-
-    def of_jpeg():
-        begin, extent = window(tf.image.extract_jpeg_shape(image))
-        corners = tf.concat([begin[:2], extent[:2]], 0)
-        return tf.image.decode_and_crop_jpeg(
-            image, corners, channels=3, dct_method=_DCT
-        )
-
-    def of_pixels(pixels):
-        return tf.slice(pixels, *window(tf.shape(pixels)))
-
-    if image.dtype != tf.string:
-        return tf.ensure_shape(of_pixels(image), (None, None, image.shape[-1]))
-    part = tf.cond(tf.io.is_jpeg(image), of_jpeg, lambda: of_pixels(_decoded(image)))
-    return tf.ensure_shape(part, (None, None, 3))
-
-
-def _to_size(image, size):
-    """Return `image` as uint8 of `size`."""
-    import tensorflow as tf
-
-    if image.shape[:2] != size:
-        image = tf.round(tf.image.resize(image, size))
-    return tf.cast(image, tf.uint8)
-
-
-def _fitted(image, size, record):
-    """Return `image` as `preprocess` prepares it, float32, in TensorFlow."""
-    import tensorflow as tf
-
-    resized = size
-    if record.transform != "resize":
-        resized = [round(edge / record.crop_fraction) for edge in size]
-    if record.transform == "resmall_crop":
-        edges = tf.cast(tf.shape(image)[:2], tf.float32)
-        factor = tf.reduce_max(tf.constant(resized, tf.float32) / edges)
-        resized = tf.cast(tf.round(edges * factor), tf.int32)
-    pixels = tf.image.resize(image, resized, method=record.interpolation)
-    top, left = tf.unstack((tf.convert_to_tensor(resized) - size) // 2)
-    pixels = pixels[top : top + size[0], left : left + size[1]]
-    return tf.ensure_shape(tf.cast(pixels, tf.float32), (*size, image.shape[-1]))
 
 
 def _check_size(image_size):

@@ -80,8 +80,9 @@ def from_folder(folder, split="train", *, corrupt="raise"):
         if not fault
     ]
     paths, plain, labels = map(list, zip(*kept, strict=True))
+    # A dictionary, because `map` spreads a tuple over several arguments.
     dataset = tf.data.Dataset.from_tensor_slices(
-        ((paths, plain), tf.constant(labels, tf.int64))
+        ({"path": paths, "plain": plain}, tf.constant(labels, tf.int64))
     )
     return Source(dataset, len(kept), tuple(names), _read)
 
@@ -201,12 +202,11 @@ def _read(image):
     """Return the bytes of a file, as PNG where TensorFlow would decode it otherwise."""
     import tensorflow as tf
 
-    path, plain = image
-    return tf.cond(
-        plain,
-        lambda: tf.io.read_file(path),
-        lambda: tf.ensure_shape(tf.numpy_function(_as_png, [path], tf.string), ()),
-    )
+    def as_png():
+        png = tf.numpy_function(_as_png, [image["path"]], tf.string)
+        return tf.ensure_shape(png, ())
+
+    return tf.cond(image["plain"], lambda: tf.io.read_file(image["path"]), as_png)
 
 
 def _as_png(path):

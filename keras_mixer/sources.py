@@ -1,6 +1,6 @@
 """Where labelled images come from: arrays and the data sets of TFDS.
 
-Decoding is left until the examples are shuffled, so that shuffling, skipping and
+Photos are decoded after the examples are shuffled, so that shuffling, skipping and
 caching handle bytes, and cropping can be part of decoding. Needs TensorFlow, whatever
 backend trains: `pip install 'keras_mixer[data]'`.
 """
@@ -11,6 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
+from keras_mixer.decoding import decoded
+
+# Images of one known size are kept in memory, decoded, if they take no more than this.
+CACHE_BYTES = 2**30
 
 
 @dataclass(frozen=True)
@@ -84,7 +89,8 @@ def from_arrays(images, labels, *, label_names=None):
 def from_tfds(name, split, *, data_dir=None):
     """Return the `Source` of a TensorFlow Datasets data set, downloaded if need be.
 
-    Data sets of less than 250 MB stay in memory after the first pass (TFDS's own rule).
+    After the first pass a small data set stays in memory: decoded, if its images have
+    one size and take no more than `CACHE_BYTES`, else as TFDS decides (250 MB).
 
     Args:
         name: TFDS name, for example `"cifar10"` or `"oxford_iiit_pet:4.0.0"`.
@@ -97,6 +103,8 @@ def from_tfds(name, split, *, data_dir=None):
             with one label each.
     """
     tfds = import_tfds()
+    import tensorflow as tf
+
     try:
         builder = tfds.builder(name, data_dir=data_dir)
     except tfds.core.DatasetNotFoundError as error:
@@ -131,6 +139,15 @@ def from_tfds(name, split, *, data_dir=None):
     )
     dataset = builder.as_dataset(split=split, decoders=decoders)
     dataset = dataset.map(lambda example: (example["image"], example["label"]))
+    shape = features["image"].shape
+    if None not in shape and num_examples * shape[0] * shape[1] * 3 <= CACHE_BYTES:
+        dataset = dataset.map(
+            lambda image, label: (
+                tf.ensure_shape(decoded(image), (*shape[:2], 3)),
+                label,
+            ),
+            tf.data.AUTOTUNE,
+        ).cache()
     return Source(dataset, num_examples, tuple(features["label"].names))
 
 

@@ -29,10 +29,9 @@ def pictures(folder, names, count=10):
 
 
 def examples(source):
-    return [
-        (bytes(source.read(image).numpy()), int(label))
-        for image, label in source.dataset
-    ]
+    files = source.dataset.map(lambda image, _: image).map(source.read)
+    labels = source.dataset.map(lambda _, label: label)
+    return list(zip(files.as_numpy_iterator(), map(int, labels), strict=True))
 
 
 def test_folders_are_classes_and_files_their_examples(tmp_path):

@@ -40,11 +40,26 @@ def tiny(tfds, tmp_path):
     return tmp_path
 
 
-def test_tfds_images_stay_encoded_and_become_rgb(tiny):
+def test_photos_stay_encoded(tfds, tmp_path):
+    features = {
+        "image": tfds.features.Image(),
+        "label": tfds.features.ClassLabel(num_classes=2),
+    }
+    images = np.random.default_rng(0).integers(0, 256, (3, 5, 4, 3), "uint8")
+    examples = {"image": images, "label": [0, 1, 1]}
+    store(tfds, tmp_path, features, examples, name="photos")
+    source = data.from_tfds("photos", "train", data_dir=tmp_path)
+    assert source.dataset.element_spec[0] == tf.TensorSpec((), tf.string)
+    pixels = [tf.io.decode_png(image).numpy() for image, _ in source.dataset]
+    np.testing.assert_array_equal(pixels, images)
+    assert source.label_names == ("0", "1")
+
+
+def test_small_images_are_decoded_once_to_rgb(tiny):
     source = data.from_tfds("tiny", "train[:50%]", data_dir=tiny)
     assert source.label_names == ("even", "odd") and source.num_classes == 2
     assert source.num_examples == 5
-    assert source.dataset.element_spec[0] == tf.TensorSpec((), tf.string)
+    assert source.dataset.element_spec[0] == tf.TensorSpec((6, 6, 3), tf.uint8)
     ((images, labels),) = data.evaluation_batches(source, image_size=6, batch_size=9)
     assert images.shape == (5, 6, 6, 3)
     assert images[:, 0, 0, 2].numpy().tolist() == [0, 1, 2, 3, 4]
