@@ -284,6 +284,9 @@ class MixerBlock(keras.layers.Layer):
         dropout_rate: Dropout inside both MLPs, in [0, 1).
         stochastic_depth_rate: Probability to drop a branch ("drop path"), in [0, 1).
         approximate_gelu: Tanh form of GELU (official) or the exact one (PyTorch).
+        remat: Whether training keeps only the block's input and computes the rest
+            again for the gradient: less memory, about a third more computation, the
+            same numbers.
 
     Input shape: `(batch, S, C)`. Output shape: the same.
 
@@ -303,6 +306,7 @@ class MixerBlock(keras.layers.Layer):
         dropout_rate=0.0,
         stochastic_depth_rate=0.0,
         approximate_gelu=True,
+        remat=False,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -313,6 +317,7 @@ class MixerBlock(keras.layers.Layer):
             "stochastic_depth_rate", stochastic_depth_rate
         )
         self.approximate_gelu = bool(approximate_gelu)
+        self.remat = bool(remat)
 
         mlp = {
             "dropout_rate": dropout_rate,
@@ -344,6 +349,32 @@ class MixerBlock(keras.layers.Layer):
         self.channel_mixing.build(input_shape)
 
     def call(self, x, training=None):
+        if self.remat and training:
+            return self._mix_with_remat(x)
+        return self._mix(x, training)
+
+    def _mix_with_remat(self, x):
+        # Variables become values, so that the second computation draws the masks of
+        # the first, and none changes inside: the seeds' new states are an output.
+        weights, seeds = self.weights, self._seed_states()
+        states = [ops.copy(seed) for seed in seeds]
+
+        def mix(x, *values):
+            mapping = list(zip(weights + seeds, [*values, *states], strict=True))
+            with keras.StatelessScope(state_mapping=mapping) as scope:
+                y = self._mix(x, training=True)
+            return y, [scope.get_current_value(seed) for seed in seeds]
+
+        y, states_after = keras.remat(mix)(x, *[ops.copy(w) for w in weights])
+        for seed, state in zip(seeds, states_after, strict=True):
+            seed.assign(state)
+        return y
+
+    def _seed_states(self):
+        weights = {id(weight) for weight in self.weights}
+        return [v for v in self.variables if id(v) not in weights]
+
+    def _mix(self, x, training):
         y = self.token_mixing(self.norm_0(x), training=training)
         x = x + self.stochastic_depth(y, training=training)
         y = self.channel_mixing(self.norm_1(x), training=training)
@@ -360,6 +391,7 @@ class MixerBlock(keras.layers.Layer):
             "dropout_rate": self.dropout_rate,
             "stochastic_depth_rate": self.stochastic_depth_rate,
             "approximate_gelu": self.approximate_gelu,
+            "remat": self.remat,
         }
 
 
