@@ -29,6 +29,7 @@ def fit(
     validation_freq=1,
     callbacks=None,
     verbose="auto",
+    shuffle=False,
 ):
     """Train as `model.fit` does, with a training step of one's own.
 
@@ -45,10 +46,16 @@ def fit(
         validation_freq: Epochs between two validations.
         callbacks: List of Keras callbacks.
         verbose: 0 for no progress bar.
+        shuffle: Must be false: batches come in their own order.
 
     Returns:
         Keras's `History`.
+
+    Raises:
+        ValueError: If `shuffle` is true.
     """
+    if shuffle:
+        raise ValueError("`shuffle` must be false: shuffle the examples of `batches`.")
     callbacks = keras.callbacks.CallbackList(
         [Validation(evaluate, validation_data, validation_freq), *(callbacks or ())],
         add_history=True,
@@ -135,8 +142,8 @@ def evaluate(model, batches, forward, add_up, *, steps=None, return_dict=False):
             mean_loss.update_state(loss * _replicas_in_scope(), sample_weight=len(x))
             model.compute_metrics(x, y, predictions, weights)
         state = [(v, scope.get_current_value(v)) for v in model.metrics_variables]
-    if state is None:
-        raise ValueError("`batches` must hold at least one batch. Received none.")
+    if state is None:  # a short set may leave the last host without a batch
+        state = _zeros(model)
     sums = add_up([keras.ops.convert_to_numpy(value) for _, value in state])
     state = [(v, value) for (v, _), value in zip(state, sums, strict=True)]
     with keras.StatelessScope(state):

@@ -87,13 +87,7 @@ class TPU(Mirrored):
             ValueError: If the size of the batches is not known or does not divide.
         """
         self._check(model)
-        size = batches.element_spec[0].shape[0]
-        if size is None or size % self.num_replicas:
-            raise ValueError(
-                "`batches` must be full and divide among the replicas. Received: "
-                f"batches of {size or 'unknown'} on {self.num_replicas} replicas. "
-                "Use `.batch(batch_size, drop_remainder=True)`."
-            )
+        _full_batch(batches, self.num_replicas)
         validation = loops.Validation(self._logs, validation_data, validation_freq)
         callbacks = [validation, *(kwargs.pop("callbacks", None) or ())]
         return model.fit(batches, callbacks=callbacks, **kwargs)
@@ -192,11 +186,11 @@ class MultiWorker:
         """Train as `model.fit` does; `batches` holds this worker's shard.
 
         Raises:
+            ValueError: If the size of the batches is not known or does not divide.
             RuntimeError: If another worker has ended.
         """
+        per_replica = _full_batch(batches, self._local_replicas) // self._local_replicas
         step = self._train_step(model, batches.element_spec)
-        per_replica = batches.element_spec[0].shape[0] * self.shard[1]
-        per_replica //= self.num_replicas
         distributed = self.strategy.distribute_datasets_from_function(
             lambda context: batches.rebatch(per_replica)
         )
@@ -303,6 +297,22 @@ class MultiWorker:
             if not isinstance(error, lost):
                 raise
             raise RuntimeError(loops.LOST) from error
+
+
+def _full_batch(batches, replicas):
+    """Return the size of every batch of a `tf.data.Dataset`, a multiple of `replicas`.
+
+    Raises:
+        ValueError: If the size is not known, or no such multiple.
+    """
+    size = batches.element_spec[0].shape[0]
+    if size is None or size % replicas:
+        raise ValueError(
+            "`batches` must be full and divide among the replicas. Received: batches "
+            f"of {size or 'unknown size'} for {replicas} replicas. Use "
+            "`.batch(batch_size, drop_remainder=True)`."
+        )
+    return size
 
 
 def _worker_count():
