@@ -205,11 +205,11 @@ def _variables(model):
 
 
 def _to_numpy(variable):
-    value = variable.value
-    if keras.config.backend() == "jax" and not value.is_fully_addressable:
+    value = variable  # NumPy cannot read the value itself where it is mirrored
+    if keras.config.backend() == "jax" and not variable.value.is_fully_addressable:
         from jax.experimental.multihost_utils import process_allgather
 
-        value = process_allgather(value, tiled=True)
+        value = process_allgather(variable.value, tiled=True)
     if keras.backend.standardize_dtype(variable.dtype) == "bfloat16":
         value = keras.ops.cast(value, "float32")
     # A copy: NumPy may see the very memory that the next step writes to.
