@@ -98,7 +98,7 @@ def write_model(model, target, *, overwrite=False):
             cannot be written to one.
     """
     check_target(target, overwrite=overwrite)
-    with _taking_the_place_of(target) as path:
+    with taking_the_place_of(target) as path:
         _WRITERS.get(_ending(target), write_repository)(model, path)
 
 
@@ -117,7 +117,7 @@ def write_folder(model, folder, *, overwrite=False, **facts):
         ValueError: If the model cannot be published.
     """
     _check_folder(Path(folder), overwrite)
-    with _taking_the_place_of(folder) as path:
+    with taking_the_place_of(folder) as path:
         write_repository(model, path, **facts)
 
 
@@ -223,7 +223,7 @@ def _exists(path):
 
 
 @contextlib.contextmanager
-def _taking_the_place_of(target):
+def taking_the_place_of(target):
     """Give a new path, which takes the place of `target` unless something fails."""
     target = Path(target).absolute()  # Keras saves to no relative folder
     target.parent.mkdir(parents=True, exist_ok=True)
