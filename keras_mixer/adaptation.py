@@ -2,7 +2,7 @@
 
 Each function changes the model in place. Call it before `compile`: Keras decides what
 is trained, and how, when it compiles. Keras does not save what is frozen inside a
-layer: call it again on a model that was read from a file.
+block, nor adapters: call `add_lora` again on a model that was read from a file.
 
 Source: Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models"; Chen et
 al. 2016, "Training Deep Nets with Sublinear Memory Cost" (remat);

@@ -77,6 +77,7 @@ class PatchEmbed(keras.layers.Layer):
             kernel_initializer=_kernel_initializer.get(),
             data_format="channels_last",
             dtype=self.dtype_policy,
+            trainable=self.trainable,
             name="projection",
         )
         self.projection.build(input_shape)
@@ -184,6 +185,7 @@ class _MLP(keras.layers.Layer):
             units,
             kernel_initializer=_kernel_initializer.get(),
             dtype=policy,
+            trainable=self.trainable,
             name=name,
         )
 
@@ -323,6 +325,7 @@ class MixerBlock(keras.layers.Layer):
             "dropout_rate": dropout_rate,
             "approximate_gelu": approximate_gelu,
             "dtype": self.dtype_policy,
+            "trainable": self.trainable,
         }
         self.norm_0 = self._layer_norm("norm_0")
         self.token_mixing = TokenMixing(tokens_mlp_dim, **mlp, name="token_mixing")
@@ -339,7 +342,10 @@ class MixerBlock(keras.layers.Layer):
 
     def _layer_norm(self, name):
         return keras.layers.LayerNormalization(
-            epsilon=LAYER_NORM_EPSILON, dtype=self.dtype_policy, name=name
+            epsilon=LAYER_NORM_EPSILON,
+            dtype=self.dtype_policy,
+            trainable=self.trainable,
+            name=name,
         )
 
     def build(self, input_shape):

@@ -37,6 +37,7 @@ LAYERS = {
             "dropout_rate": 0.1,
             "stochastic_depth_rate": 0.2,
             "approximate_gelu": False,
+            "remat": True,
         },
         (2, 6, 5),
     ),
@@ -247,6 +248,23 @@ def test_fit_runs_with_dropout_and_stochastic_depth():
     model.compile("sgd", "mse")
     history = model.fit(tokens(8, 6, 5), tokens(8, 6, 5, seed=3), verbose=0)
     assert np.isfinite(history.history["loss"][0])
+
+
+@pytest.mark.parametrize("layer_class", [PatchEmbed, MixerBlock])
+def test_what_is_frozen_stays_frozen_when_it_is_built_again(layer_class):
+    arguments = {PatchEmbed: (6, 4), MixerBlock: (5, 7)}[layer_class]
+    shape = {PatchEmbed: (2, 8, 8, 3), MixerBlock: (2, 4, 6)}[layer_class]
+    layer = layer_class(*arguments)
+    layer.build(shape)
+    assert layer.trainable_variables
+    layer.trainable = False
+    again = layer_class.from_config(layer.get_config())
+    images = keras.Input(shape[1:])
+    # A model asks each weight, not the layer, whether it is trained.
+    model = keras.Model(images, again(images))
+    assert again.weights and not model.trainable_variables
+    again.trainable = True
+    assert len(model.trainable_variables) == len(again.weights)
 
 
 def test_kernels_are_lecun_normal_and_biases_zero():
