@@ -85,7 +85,6 @@ def connect(coordinator, num_processes, process_id, timeout):
     # died would be missed after 100 s, and waited for another 300 s at the end.
     jax.distributed.initialize(
         **arguments,
-        initialization_timeout=timeout,
         heartbeat_timeout_seconds=timeout,
         shutdown_timeout_seconds=timeout,
     )
@@ -144,7 +143,7 @@ class Parallel:
         self._check(model)
         validation = loops.Validation(self._logs, validation_data, validation_freq)
         callbacks = [validation, *(kwargs.pop("callbacks", None) or ())]
-        with self.scope(), self._clear_errors():
+        with self.scope(), self._clear_errors(), _weights_survive(model):
             return model.fit(batches, callbacks=callbacks, **kwargs)
 
     def evaluate(self, model, batches, *, steps=None, return_dict=False, verbose=0):
@@ -248,3 +247,27 @@ class Parallel:
                 f"{self._local_rows} replicas. Use another batch size, or "
                 "`.batch(batch_size, drop_remainder=True)`."
             ) from error
+
+
+@contextmanager
+def _weights_survive(model):
+    """Give back the weights that Keras loses if the first batch raises an exception.
+
+    Its `fit` takes the values out of the variables and puts back those of the last
+    step, which in the first step are none.
+    """
+    values = [(variable, variable.value) for variable in model.variables]
+    try:
+        yield
+    except BaseException:
+        for variable, value in values:
+            if _is_lost(variable) and not value.is_deleted():
+                variable.assign(value)
+        raise
+
+
+def _is_lost(variable):
+    try:
+        return variable.value is None
+    except TypeError:  # Keras calls an initializer that is no longer there
+        return True
