@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from keras_mixer import evaluation_commands
+from keras_mixer import evaluation_commands, export_commands, training_commands
 from keras_mixer.arguments import add_command, add_model_options, chosen_model
 
 
@@ -14,11 +14,20 @@ def main(arguments=None):
     options = parser.parse_args(arguments)
     try:
         options.run(options)
-    # What a user can cause: wrong arguments, missing files or packages, no network.
-    except (ValueError, OSError, ImportError) as error:
-        print(f"keras-mixer {options.command}: {error}", file=sys.stderr)
+    # What a user can cause: wrong arguments, missing files or packages, no network, a
+    # training that diverges.
+    except (ValueError, OSError, ImportError, FloatingPointError) as error:
+        _complain(options.command, str(error), error)
         return 1
+    except KeyboardInterrupt as interruption:
+        _complain(options.command, "interrupted", interruption)
+        return 130  # as shells report it
     return 0
+
+
+def _complain(command, sentence, error):
+    notes = getattr(error, "__notes__", ())
+    print("\n".join([f"keras-mixer {command}: {sentence}", *notes]), file=sys.stderr)
 
 
 def _parser():
@@ -44,7 +53,9 @@ def _parser():
     command.add_argument("--top", type=int, default=3, help="default: %(default)s")
     command.add_argument("--plot", type=Path, help="also draw the result to this PNG")
 
+    training_commands.add(commands)
     evaluation_commands.add(commands)
+    export_commands.add(commands)
 
     command = add_command(
         commands, "convert", _convert, "write a model or weights in another format"

@@ -12,7 +12,9 @@ from pathlib import Path
 import keras
 
 from keras_mixer import long_run
+from keras_mixer.adaptation import add_lora, freeze_body, set_remat
 from keras_mixer.distribution import SingleDevice
+from keras_mixer.losses import SigmoidCrossentropy
 from keras_mixer.optimizers import (
     MomentumSGD,
     finetune_optimizer,
@@ -103,12 +105,8 @@ def finetune(
 
     def adapt():
         if train_only == "head":
-            from keras_mixer.adaptation import freeze_body
-
             freeze_body(model)
         if lora_rank is not None:
-            from keras_mixer.adaptation import add_lora
-
             add_lora(model, lora_rank)
 
     return _run(
@@ -138,6 +136,7 @@ def pretrain(
     weight_decay=0.1,
     clip_norm=1.0,
     schedule="linear",
+    linear_end=1e-5,
     crop="inception",
     **run,
 ):
@@ -158,6 +157,7 @@ def pretrain(
         weight_decay: Decay per unit of learning rate.
         clip_norm: Largest global norm of the gradients.
         schedule: `"linear"` or `"cosine"`.
+        linear_end: Where the linear decay ends, as a share of the peak.
         crop: As in `data.training_batches`.
         **run: Further arguments of the run:
             `loss`: `"softmax"` (default) or `"sigmoid"`, cross-entropy;
@@ -187,6 +187,7 @@ def pretrain(
             weight_decay=weight_decay,
             clip_norm=clip_norm,
             schedule=schedule,
+            linear_end=linear_end,
             **extras,
         )
 
@@ -276,8 +277,6 @@ def _run(
         if adapt:
             adapt()
         if remat:
-            from keras_mixer.adaptation import set_remat
-
             set_remat(model, True)
         model.compile(
             optimizer=optimizer(
@@ -295,8 +294,6 @@ def _loss(name, label_smoothing):
             from_logits=True, label_smoothing=label_smoothing
         )
     if name == "sigmoid":
-        from keras_mixer.losses import SigmoidCrossentropy
-
         return SigmoidCrossentropy(label_smoothing=label_smoothing)
     raise ValueError(f'`loss` must be "softmax" or "sigmoid". Received: loss={name!r}')
 

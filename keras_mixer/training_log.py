@@ -20,16 +20,19 @@ class TrainingLog:
     Args:
         path: The CSV file.
         tensorboard: Folder for TensorBoard, or `None`.
+        is_writer: Whether this process writes the files, of several that all know the
+            rows.
 
     Raises:
         ImportError: If TensorBoard is asked for and not installed.
     """
 
-    def __init__(self, path, *, tensorboard=None):
+    def __init__(self, path, *, tensorboard=None, is_writer=True):
         self.path = Path(path)
         self.rows = []
+        self._is_writer = is_writer
         self._writer = None
-        if tensorboard is not None:
+        if tensorboard is not None and is_writer:
             try:
                 from tensorboard.summary import Writer
             except ImportError as error:
@@ -54,7 +57,8 @@ class TrainingLog:
     def append(self, step, numbers):
         """Add the numbers of one step."""
         self.rows.append({"step": step, **numbers})
-        self._write()
+        if self._is_writer:
+            self._write()
         if self._writer:
             for name, value in numbers.items():
                 self._writer.add_scalar(name, value, step)

@@ -71,6 +71,17 @@ def test_killed_at_random_moments_the_run_ends_with_the_same_bits(tmp_path):
     assert history_again.history["loss"] == history.history["loss"]
 
 
+@pytest.mark.skipif(
+    keras.config.backend() != "tensorflow", reason="the others need no asking"
+)
+def test_operations_are_deterministic(tmp_path):
+    """Small models are so by chance: their sums are not divided among threads."""
+    from tensorflow.python.framework.config import is_op_determinism_enabled
+
+    fit(compiled(), tmp_path, total_steps=1)
+    assert is_op_determinism_enabled()
+
+
 def compiled(total_steps=20, rate=0.1, model=None, **optimizer):
     model = model or drawn_mixer()
     model.compile(
@@ -100,9 +111,12 @@ def test_it_trains_as_a_bare_loop_over_the_same_batches(tmp_path):
     compiled(model=bare)
     losses = fit(model, tmp_path, total_steps=12, save_every=4).history["loss"]
     batches = data.training_batches(drawn_source(), image_size=16, batch_size=8, seed=0)
-    expected = [bare.train_on_batch(*batch)[0] for batch in batches.take(12)]
-    # Of `train_on_batch` and of `fit` alike: the mean since the metrics were reset.
-    each = np.array(expected)
+    each = np.array(
+        [
+            bare.train_on_batch(*batch)[0]
+            for batch in batches.take(12).as_numpy_iterator()
+        ]
+    )
     np.testing.assert_allclose(losses, each.reshape(3, 4).mean(axis=1), atol=2e-6)
     for one, other in zip(model.get_weights(), bare.get_weights(), strict=True):
         np.testing.assert_allclose(one, other, atol=2e-6)

@@ -78,3 +78,10 @@ def test_without_tensorboard_it_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboard.summary", None)
     with pytest.raises(ImportError, match=r"keras-mixer\[tensorboard\]"):
         TrainingLog(tmp_path / "log.csv", tensorboard=tmp_path / "events")
+
+
+def test_of_several_processes_one_writes(tmp_path):
+    log = TrainingLog(tmp_path / "log.csv", is_writer=False)
+    log.append(5, {"loss": 0.5})
+    assert log.rows == [{"step": 5, "loss": 0.5}]
+    assert not list(tmp_path.iterdir())

@@ -24,6 +24,7 @@ import keras
 from keras_mixer import MixerTi4, data, training
 from keras_mixer.labels import CIFAR10_LABELS
 from keras_mixer.preprocessing import Preprocessing
+from keras_mixer.rebuilding import rebuilt
 from keras_mixer.repository import write_repository
 
 BATCH_SIZE = 256
@@ -51,18 +52,15 @@ def main():
     options = parser.parse_args()
 
     test = data.from_tfds("cifar10", "test", data_dir=options.data_dir)
-    test_batches = data.evaluation_batches(test, image_size=32, batch_size=1000)
-    final = options.output_dir / "final.weights.h5"
-    if not final.is_file():
-        train(options, test_batches)
-    model = MixerTi4(weights=final)
+    model = train(options, test)
     model.compile(metrics=["accuracy"], loss="categorical_crossentropy")
-    accuracy = model.evaluate(test_batches, verbose=0, return_dict=True)["accuracy"]
+    batches = data.evaluation_batches(test, image_size=32, batch_size=1000)
+    accuracy = model.evaluate(batches, verbose=0, return_dict=True)["accuracy"]
     print(f"Test accuracy in float32: {accuracy:.2%}")
     publish(model, accuracy, options)
 
 
-def train(options, test_batches):
+def train(options, test):
     """Run the recipe from random weights, or from where it stopped."""
     keras.utils.set_random_seed(0)
     if keras.config.backend() == "torch":
@@ -77,22 +75,32 @@ def train(options, test_batches):
         stochastic_depth_rate=STOCHASTIC_DEPTH_RATE,
         dtype=options.dtype,
     )
+    model.preprocessing = Preprocessing(transform="resize")
+    steps_per_epoch = source.num_examples // BATCH_SIZE
     training.pretrain(
         model,
-        data.training_batches(
-            source, image_size=32, batch_size=BATCH_SIZE, pad=PAD, mixup=MIXUP
-        ),
-        steps_per_epoch=training.steps_per_epoch(source.num_examples, BATCH_SIZE),
-        epochs=options.epochs,
+        source,
+        test,
         output_dir=options.output_dir,
-        validation_batches=test_batches,
+        total_steps=options.epochs * steps_per_epoch,
+        save_every=steps_per_epoch,
+        batch_size=BATCH_SIZE,
+        crop="pad",
+        pad=PAD,
+        mixup=MIXUP,
+        resume=True,
         **RECIPE,
+    )
+    return rebuilt(
+        model,
+        classifier_activation="softmax",
+        dropout_rate=0.0,
+        stochastic_depth_rate=0.0,
     )
 
 
 def publish(model, accuracy, options):
     """Write the repository with what is true of this run."""
-    model.preprocessing = Preprocessing(transform="resize")
     model.labels = CIFAR10_LABELS
     recipe = ", ".join(f"{key} {value}" for key, value in RECIPE.items())
     versions = ", ".join(

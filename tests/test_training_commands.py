@@ -1,0 +1,168 @@
+import csv
+
+import keras
+import numpy as np
+import pytest
+from drawn import LABELS, drawn_model
+
+import keras_mixer
+from keras_mixer.checkpointing import Checkpoints
+from keras_mixer.cli import main
+from keras_mixer.training_options import finetune_arguments, pretrain_arguments
+
+pytest.importorskip("tensorflow_datasets")
+Image = pytest.importorskip("PIL.Image")
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """Two splits of two classes, one dark and one bright."""
+    folder = tmp_path_factory.mktemp("pictures")
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 12), ("test", 4)):
+        for name, level in (("dark", 40), ("bright", 200)):
+            place = folder / split / name
+            place.mkdir(parents=True)
+            for i in range(count):
+                pixels = rng.integers(level, level + 30, (20, 20, 3), "uint8")
+                Image.fromarray(pixels).save(place / f"{i}.png")
+    return folder
+
+
+@pytest.fixture
+def start(tmp_path):
+    """A small model whose classes are others than the pictures'."""
+    model = drawn_model(input_shape=(16, 16, 3))
+    model.labels = LABELS
+    model.save(tmp_path / "start.keras")
+    return tmp_path / "start.keras"
+
+
+def finetune(pictures, start, output, *more, steps=6):
+    return main(
+        [
+            *("finetune", "--data", str(pictures), "--model", str(start)),
+            *("--steps", str(steps), "--batch-size", "8", "--save-every", "3"),
+            *("--learning-rate", "0.05", "--output", str(output), *more),
+        ]
+    )
+
+
+def test_finetune_trains_writes_and_says_where(pictures, start, tmp_path, capsys):
+    output = tmp_path / "run"
+    assert finetune(pictures, start, output) == 0
+    out, progress = capsys.readouterr()
+    assert "2 classes, 24 images to train on, 8 to measure on" in out
+    assert "step 6/6" in progress
+    with open(output / "log.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["step"] for row in rows] == ["3", "6"]
+    assert f"Accuracy: {float(rows[-1]['val_accuracy']):.2%} on {pictures}, test" in out
+    for name in ("model.keras", "model", "curves.png", "log.csv"):
+        assert f"  {output / name}\n" in out and (output / name).exists()
+    assert (output / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+    # Both forms are the trained model: probabilities under the new names.
+    model = keras.saving.load_model(output / "model.keras")
+    same = keras_mixer.from_pretrained(output / "model")
+    images = np.random.default_rng(1).integers(0, 256, (3, 16, 16, 3), "uint8")
+    scores = model.predict(images, verbose=0)
+    np.testing.assert_allclose(scores.sum(axis=1), 1, atol=1e-5)
+    np.testing.assert_allclose(same.predict(images, verbose=0), scores, atol=1e-6)
+    assert model.labels == same.labels == ("bright", "dark")
+    arrays = Checkpoints(output / "checkpoints").latest().arrays
+    for weight in model.weights:
+        np.testing.assert_array_equal(
+            keras.ops.convert_to_numpy(weight), arrays[f"weights/{weight.path}"]
+        )
+
+    # A run is not overwritten; going on with one that is over is no error.
+    assert finetune(pictures, start, output) == 1
+    assert "--resume" in capsys.readouterr().err
+    assert finetune(pictures, start, output, "--resume") == 0
+    assert finetune(pictures, start, output, "--resume", steps=7) == 1
+    assert "total_steps: 6 there, 7 now" in capsys.readouterr().err
+
+
+def test_a_grid_is_searched_on_a_part_of_the_training_images(
+    pictures, start, tmp_path, capsys
+):
+    output = tmp_path / "run"
+    grid = ("--grid", "0.1", "0.0001", "--validation-split", "none")
+    assert finetune(pictures, start, output, *grid, steps=3) == 0
+    out = capsys.readouterr().out
+    assert "learning rate 0.1: " in out and "on train[90%:]" in out
+    runs = sorted(path.name for path in (output / "grid").iterdir())
+    assert runs == ["rate-0.0001", "rate-0.1"]
+    assert "Accuracy" not in out
+
+
+def test_pretrain_draws_a_model(pictures, tmp_path, capsys):
+    arguments = ["pretrain", "--data", str(pictures), "--validation-split", "test"]
+    arguments += ["--steps", "2", "--batch-size", "4", "--stochastic-depth", "0.1"]
+    arguments += ["--mixup", "0.2", "--loss", "sigmoid", "--ema", "0.5"]
+    assert main([*arguments, "--output", str(tmp_path / "run")]) == 0
+    assert "2 classes" in capsys.readouterr().out
+    model = keras.saving.load_model(tmp_path / "run" / "model.keras")
+    assert model.config["num_classes"] == 2
+    assert model.config["classifier_activation"] == "sigmoid"
+    assert model.config["stochastic_depth_rate"] == 0
+
+
+def test_a_diverging_run_is_one_sentence_and_a_status(
+    pictures, start, tmp_path, capsys
+):
+    rate = ("--learning-rate", "1e38", "--clip-norm", "1e38", "--warmup-steps", "0")
+    assert finetune(pictures, start, tmp_path / "run", *rate) == 1
+    error = capsys.readouterr().err
+    assert "keras-mixer finetune: Training stopped: " in error
+    assert "The last good checkpoint: " in error and "Traceback" not in error
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [("nothing_of_the_kind", "nothing_of_the_kind"), ("empty", "empty")],
+)
+def test_unusable_data_is_one_sentence_before_a_model_is_made(
+    tmp_path, monkeypatch, capsys, data, message
+):
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(
+        "keras_mixer.training_commands.chosen_model",
+        lambda *args, **kwargs: pytest.fail("a model was made"),
+    )
+    arguments = ["finetune", "--data", data, "--data-dir", str(tmp_path)]
+    assert main([*arguments, "--steps", "5", "--output", "run"]) == 1
+    error = capsys.readouterr().err
+    assert message in error and "Traceback" not in error
+    assert not (tmp_path / "run").exists()
+
+
+def options(command, *arguments):
+    """The parsed options of a command."""
+    from keras_mixer.cli import _parser
+
+    return _parser().parse_args([command, "--output", "run", *arguments])
+
+
+def test_what_is_not_given_is_the_papers():
+    arguments = finetune_arguments(options("finetune", "--data", "cifar10"))
+    assert (arguments["total_steps"], arguments["warmup_steps"]) == (10_000, 500)
+    pets = finetune_arguments(options("finetune", "--data", "oxford_iiit_pet:3.2.0"))
+    assert (pets["total_steps"], pets["warmup_steps"]) == (500, 100)
+    model, arguments = pretrain_arguments(
+        options("pretrain", "--data", "imagenet2012", "--variant", "B/16"), 1_281_167
+    )
+    assert model == {"dropout_rate": 0.0, "stochastic_depth_rate": 0.1}
+    assert arguments["total_steps"] == round(300 * 1_281_167 / 4096)
+    assert arguments["warmup_steps"] == 10_000
+    assert (arguments["randaugment"], arguments["mixup"]) == ((2, 15), 0.5)
+    given = ("--mixup", "0", "--steps", "50")
+    _, arguments = pretrain_arguments(
+        options("pretrain", "--data", "imagenet2012", "--variant", "B/16", *given), 9
+    )
+    assert (arguments["mixup"], arguments["total_steps"]) == (0, 50)
+    assert arguments["warmup_steps"] == 10
+    with pytest.raises(ValueError, match="Give the steps"):
+        finetune_arguments(options("finetune", "--data", "a_folder"))
