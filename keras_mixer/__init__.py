@@ -2,7 +2,16 @@
 
 from importlib.metadata import version as _version
 
-from keras_mixer import data, evaluation, fewshot, layers, training, visualize
+from keras_mixer import (
+    data,
+    distribution,
+    evaluation,
+    export,
+    fewshot,
+    layers,
+    training,
+    visualize,
+)
 from keras_mixer.checkpoints import list_checkpoints
 from keras_mixer.family import (
     MixerB16,
@@ -36,7 +45,9 @@ __all__ = [
     "MixerTi4",
     "data",
     "decode_predictions",
+    "distribution",
     "evaluation",
+    "export",
     "fewshot",
     "from_pretrained",
     "layers",

@@ -18,6 +18,10 @@ def add(commands):
         "no ending the folder of a SavedModel",
     )
     add_model_options(command)
+    command.add_argument(
+        "--format",
+        help="onnx, openvino, tf_saved_model, litert or torch (default: by the ending)",
+    )
     command.add_argument("--force", action="store_true", help="replace TARGET")
     group = command.add_argument_group("int8, for .onnx and .xml")
     group.add_argument(
@@ -90,7 +94,11 @@ def _export(options):
     model = chosen_model(options)
     images = _calibration_images(options, model) if options.int8 else None
     difference = export(
-        model, options.target, calibration_images=images, overwrite=options.force
+        model,
+        options.target,
+        format=options.format,
+        calibration_images=images,
+        overwrite=options.force,
     )
     print(
         f"Written: {options.target} (relative difference from the model: "

@@ -40,7 +40,7 @@ def test_export_writes_and_says_how_close_it_is(written, capsys):
 def test_export_int8_from_a_folder(written, tmp_path, capsys, monkeypatch):
     seen = []
 
-    def export(model, path, *, calibration_images, overwrite):
+    def export(model, path, *, format, calibration_images, overwrite):
         seen.append((calibration_images, overwrite))
         return 0.01
 
@@ -85,6 +85,8 @@ def test_export_says_what_is_wrong(tmp_path, capsys):
     assert main(["export", str(tmp_path / "model.pb")]) == 1
     err = capsys.readouterr().err
     assert err.startswith("keras-mixer export: `path` must end in one of .onnx")
+    assert main(["export", str(tmp_path / "model"), "--format", "onnx"]) == 1
+    assert "must end in .onnx for the format 'onnx'" in capsys.readouterr().err
     arguments = ["--int8", str(tmp_path), "--count", "1"]
     assert main(["export", str(tmp_path / "model.onnx"), *arguments]) == 1
     assert "--count must be at least 2" in capsys.readouterr().err
