@@ -203,7 +203,8 @@ class MultiWorker:
 
         with self.scope():
             model.optimizer.build(model.trainable_variables)
-            x, y = (np.zeros((1, *part.shape[1:])) for part in spec[:2])
+            x = np.zeros((1, *model.input_shape[1:]))
+            y = np.zeros((1, *spec[1].shape[1:]))
             with keras.StatelessScope():  # creates the variables of the metrics
                 model.compute_metrics(x, y, model(x))
 
