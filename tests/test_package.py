@@ -64,6 +64,7 @@ def site(tmp_path):
     hidden = BACKENDS - {keras.config.backend()}
     hidden |= {"jaxlib"} if "jax" in hidden else set()
     hidden |= {"matplotlib", "PIL", "sklearn", "tensorflow_datasets"}
+    hidden |= {"ai_edge_litert", "onnx", "onnxruntime", "openvino"}
     folder = tmp_path / "site"
     folder.mkdir()
     for entry in Path(sysconfig.get_path("purelib")).iterdir():
