@@ -127,6 +127,7 @@ class Parallel:
         self.shard = (jax.process_index(), jax.process_count())
         self.is_chief = jax.process_index() == 0
         self.num_replicas = jax.device_count() // model
+        self._compiled = (None, None)  # the last model and its forward pass
 
     def scope(self):
         """Return the context in which to build, load and compile the model."""
@@ -198,9 +199,13 @@ class Parallel:
         others = [on_this_host(v) for v in model.non_trainable_variables]
         batch = NamedSharding(local, PartitionSpec("batch"))
 
-        @jax.jit
-        def run(weights, others, x):
-            return model.stateless_call(weights, others, x, training=False)[0]
+        if self._compiled[0] is not model:
+
+            def call(weights, others, x):
+                return model.stateless_call(weights, others, x, training=False)[0]
+
+            self._compiled = (model, jax.jit(call))
+        run = self._compiled[1]
 
         def forward(x):
             x = jax.device_put(loops.padded(x, self._local_rows), batch)

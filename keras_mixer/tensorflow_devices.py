@@ -177,6 +177,7 @@ class MultiWorker:
         self.shard = (index, count)
         self.is_chief = index == 0
         self.num_replicas = self.strategy.num_replicas_in_sync
+        self._compiled = (None, None)  # the last model and its forward pass
 
     def scope(self):
         """Return the context in which to build, load and compile the model."""
@@ -241,9 +242,13 @@ class MultiWorker:
         """Return the forward pass of a batch on the devices of this worker alone."""
         import tensorflow as tf
 
-        run = tf.function(
-            lambda x: self.strategy.run(model, args=(x,), kwargs={"training": False})
-        )
+        if self._compiled[0] is not model:
+
+            def call(x):
+                return self.strategy.run(model, args=(x,), kwargs={"training": False})
+
+            self._compiled = (model, tf.function(call, reduce_retracing=True))
+        run = self._compiled[1]
 
         def forward(x):
             parts = np.split(
