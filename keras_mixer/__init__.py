@@ -3,6 +3,7 @@
 from importlib.metadata import version as _version
 
 from keras_mixer import (
+    benchmark,
     data,
     distribution,
     evaluation,
@@ -43,6 +44,7 @@ __all__ = [
     "MixerS16",
     "MixerS32",
     "MixerTi4",
+    "benchmark",
     "data",
     "decode_predictions",
     "distribution",

@@ -4,7 +4,12 @@ import argparse
 import sys
 from pathlib import Path
 
-from keras_mixer import evaluation_commands, export_commands, training_commands
+from keras_mixer import (
+    benchmark_commands,
+    evaluation_commands,
+    export_commands,
+    training_commands,
+)
 from keras_mixer.arguments import add_command, add_model_options, chosen_model
 
 
@@ -56,6 +61,7 @@ def _parser():
     training_commands.add(commands)
     evaluation_commands.add(commands)
     export_commands.add(commands)
+    benchmark_commands.add(commands)
 
     command = add_command(
         commands, "convert", _convert, "write a model or weights in another format"

@@ -1,0 +1,133 @@
+"""A model's forward pass and training step as one function of the backend each.
+
+They are what `predict` and `fit` run for a batch, without the loops around it: what a
+loop written by hand could reach.
+"""
+
+import keras
+
+
+def compiled(function, jit_compile=True):
+    """Return a function of tensors compiled by the backend, for inference.
+
+    Args:
+        function: Of tensors, made of `keras.ops`.
+        jit_compile: Whether TensorFlow uses XLA and torch `torch.compile`. JAX compiles
+            in any case.
+    """
+    backend = keras.config.backend()
+    if backend == "jax":
+        import jax
+
+        return jax.jit(function)
+    if backend == "tensorflow":
+        import tensorflow as tf
+
+        return tf.function(function, jit_compile=jit_compile)
+    import torch
+
+    compute = torch.compile(function) if jit_compile else function
+
+    def call(*tensors):
+        with torch.no_grad():
+            return compute(*tensors)
+
+    return call
+
+
+class ForwardPass:
+    """`forward(images)`: a model's outputs, compiled as `predict` compiles it.
+
+    Weights that change later may or may not be seen, until `release`.
+
+    Args:
+        model: A model, or any layer with weights.
+        jit_compile: As in `compiled`; `None` for what `predict` would choose.
+    """
+
+    def __init__(self, model, jit_compile=None):
+        self._model = model
+        self._weights = None
+        if keras.config.backend() == "jax":
+            # Arguments, not constants of the program, which would hold them twice.
+            def outputs(weights, images):
+                return model.stateless_call(*weights, images)[0]
+
+            self._compute = compiled(outputs)
+        else:
+            choice = model.jit_compile if jit_compile is None else jit_compile
+            self._compute = compiled(lambda images: model(images), choice)
+
+    def __call__(self, images):
+        """Return the outputs, which the device may still be computing."""
+        if keras.config.backend() != "jax":
+            return self._compute(images)
+        if self._weights is None:
+            model = self._model
+            self._weights = _values(
+                model.trainable_variables, model.non_trainable_variables
+            )
+        return self._compute(self._weights, images)
+
+    def release(self):
+        """Let go of the weights: the next call takes those the model has then."""
+        self._weights = None
+
+
+class TrainingStep:
+    """`step(images, labels)`: one training step, compiled as `fit` compiles it.
+
+    On JAX the steps take the arrays of the model's variables and give their memory to
+    the next ones, as in `fit`: call `release` before the model is used again.
+
+    Args:
+        model: A model after `compile`.
+    """
+
+    def __init__(self, model):
+        self._model = model
+        self._state = None
+        if not model.optimizer.built:
+            model.optimizer.build(model.trainable_variables)
+        if keras.config.backend() == "jax":
+            import jax
+
+            self._step = jax.jit(model.train_step, donate_argnums=0)
+            self._variables = (
+                model.trainable_variables,
+                model.non_trainable_variables,
+                model.optimizer.variables,
+                model.metrics_variables,
+            )
+        elif keras.config.backend() == "tensorflow":
+            import tensorflow as tf
+
+            self._step = tf.function(model.train_step, jit_compile=model.jit_compile)
+        else:
+            import torch
+
+            step = model.train_step
+            self._step = torch.compile(step) if model.jit_compile else step
+
+    def __call__(self, images, labels):
+        """Make one step and return what it changed, to be waited for."""
+        batch = (images, labels)
+        if keras.config.backend() == "jax":
+            state = self._state or _values(*self._variables)
+            _, self._state = self._step(state, batch)
+            return self._state
+        self._step(batch)
+        return [variable.value for variable in self._model.trainable_variables]
+
+    def release(self):
+        """Give the variables of the model what the steps made of them."""
+        if self._state is None:
+            return
+        for variables, values in zip(self._variables, self._state, strict=True):
+            for variable, value in zip(variables, values, strict=True):
+                variable.assign(value)
+        self._state = None
+
+
+def _values(*groups):
+    return tuple([variable.value for variable in group] for group in groups)
