@@ -144,6 +144,7 @@ class _Dropout(keras.layers.Layer):
         self.noise_shape = noise_shape
         if rate:
             self.seed_generator = _ReplicaSeeds()
+        self.built = True  # a block that was never called can be quantized, too
 
     def call(self, x, training=False):
         if not (training and self.rate):

@@ -54,8 +54,8 @@ _FROM_RECIPE = (
 
 def add_finetune_options(command):
     """Add the options of `finetune_arguments`."""
-    recipe = _add_recipe_options(command)
-    recipe.add_argument(
+    recipe, rate = _add_recipe_options(command)
+    rate.add_argument(
         "--grid",
         nargs="*",
         type=float,
@@ -88,7 +88,7 @@ def add_finetune_options(command):
 
 def add_pretrain_options(command):
     """Add the options of `pretrain_arguments`."""
-    recipe = _add_recipe_options(command)
+    recipe, _ = _add_recipe_options(command)
     recipe.add_argument("--weight-decay", type=float, metavar="DECAY")
     recipe.add_argument("--schedule", choices=("linear", "cosine"))
     recipe.add_argument("--dropout", dest="dropout_rate", type=float, metavar="RATE")
@@ -168,11 +168,11 @@ def _add_recipe_options(command):
         "recipe",
         "What is not given is the paper's, for this data set where it has one.",
     )
+    rate = recipe.add_mutually_exclusive_group()
     for name, target, kind, help in (
         ("--steps", "total_steps", int, "optimizer steps, warm-up included"),
         ("--warmup-steps", None, int, "steps to the peak of the learning rate"),
         ("--batch-size", None, int, "images of one step, on all devices together"),
-        ("--learning-rate", "base_learning_rate", float, "its peak"),
         ("--clip-norm", None, float, "largest global norm of the gradients"),
         ("--accumulation", "accumulation_steps", int, "batches that make one step"),
         ("--ema", "ema_momentum", float, "end with averaged weights, of this momentum"),
@@ -181,6 +181,13 @@ def _add_recipe_options(command):
         ("--image-size", None, int, "edge in pixels (default: that of the model)"),
     ):
         recipe.add_argument(name, dest=target, type=kind, metavar="N", help=help)
+    rate.add_argument(
+        "--learning-rate",
+        dest="base_learning_rate",
+        type=float,
+        metavar="N",
+        help="its peak",
+    )
     recipe.add_argument("--loss", choices=("softmax", "sigmoid"))
     recipe.add_argument("--crop", choices=("inception", "pad", "none"))
     recipe.add_argument(
@@ -239,4 +246,4 @@ def _add_recipe_options(command):
     devices.add_argument(
         "--process-id", type=int, metavar="I", help="of this host (jax)"
     )
-    return recipe
+    return recipe, rate

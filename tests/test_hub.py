@@ -945,7 +945,7 @@ print(hashlib.sha256(path.read_bytes()).hexdigest() == sha256, flush=True)
 def start_download(hub, home, name, commit, sha256):
     process = subprocess.Popen(
         [sys.executable, "-c", DOWNLOAD, name, commit, sha256],
-        env={**os.environ, **hub.environment(home, "hf_alice")},
+        env={**os.environ, **hub.environment(home, "hf_alice"), "HF_HUB_OFFLINE": "0"},
         stdout=subprocess.PIPE,
         text=True,
     )

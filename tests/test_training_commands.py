@@ -39,11 +39,13 @@ def start(tmp_path):
 
 
 def finetune(pictures, start, output, *more, steps=6):
+    if "--grid" not in more:
+        more = ("--learning-rate", "0.05", *more)
     return main(
         [
             *("finetune", "--data", str(pictures), "--model", str(start)),
             *("--steps", str(steps), "--batch-size", "8", "--save-every", "3"),
-            *("--learning-rate", "0.05", "--output", str(output), *more),
+            *("--output", str(output), *more),
         ]
     )
 
@@ -95,6 +97,9 @@ def test_a_grid_is_searched_on_a_part_of_the_training_images(
     runs = sorted(path.name for path in (output / "grid").iterdir())
     assert runs == ["rate-0.0001", "rate-0.1"]
     assert "Accuracy" not in out
+    # There is one way to say the rate.
+    with pytest.raises(SystemExit):
+        finetune(pictures, start, output, *grid, "--learning-rate", "0.1")
 
 
 def test_pretrain_draws_a_model(pictures, tmp_path, capsys):
@@ -112,7 +117,7 @@ def test_pretrain_draws_a_model(pictures, tmp_path, capsys):
 def test_a_diverging_run_is_one_sentence_and_a_status(
     pictures, start, tmp_path, capsys
 ):
-    rate = ("--learning-rate", "1e38", "--clip-norm", "1e38", "--warmup-steps", "0")
+    rate = ("--learning-rate", "1e38", "--clip-norm", "1e30", "--warmup-steps", "0")
     assert finetune(pictures, start, tmp_path / "run", *rate) == 1
     error = capsys.readouterr().err
     assert "keras-mixer finetune: Training stopped: " in error
