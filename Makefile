@@ -4,6 +4,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 DEMO_BACKEND ?= tensorflow
 BACKENDS ?= jax tensorflow torch
+# As many files at once as there are cores.
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 .PHONY: demo test nightly lint clean
 
@@ -12,13 +14,13 @@ demo: .venv/demo
 
 test: .venv/dev lint
 	for backend in $(BACKENDS); do \
-		KERAS_BACKEND=$$backend $(BIN)/python -m pytest || exit 1; \
+		KERAS_BACKEND=$$backend $(PYTEST) || exit 1; \
 	done
 
 # Every checkpoint at full size, ten times the fuzzing, ten times the kills.
 nightly: .venv/dev
 	KERAS_MIXER_FUZZ_EXAMPLES=2000 KERAS_MIXER_KILLS=50 KERAS_BACKEND=tensorflow \
-		$(BIN)/python -m pytest -m "nightly or not nightly"
+		$(PYTEST) -m "nightly or not nightly"
 
 lint: .venv/dev
 	$(BIN)/ruff format --check .

@@ -88,7 +88,18 @@ def one_pixel_off(images):
         {"preprocessing": Preprocessing(interpolation="area")},
         {"indices": np.arange(8)},
     ],
-    ids=str,
+    ids=[
+        "pixel",
+        "order",
+        "fewer",
+        "dtype",
+        "weight",
+        "gelu",
+        "policy",
+        "model-range",
+        "interpolation",
+        "indices",
+    ],
 )
 def test_nothing_else_is_taken_from_the_cache(change, passes, tmp_path):
     first = extract(drawn_model(), source_of(photos()), cache_dir=tmp_path)
