@@ -13,8 +13,10 @@ demo: .venv/demo
 	KERAS_BACKEND=$(DEMO_BACKEND) $(BIN)/keras-mixer demo
 
 test: .venv/dev lint
+	KERAS_BACKEND=$(firstword $(BACKENDS)) $(PYTEST) -m "backend_free and not nightly"
 	for backend in $(BACKENDS); do \
-		KERAS_BACKEND=$$backend $(PYTEST) || exit 1; \
+		KERAS_BACKEND=$$backend $(PYTEST) -m "not backend_free and not nightly" \
+			|| exit 1; \
 	done
 
 # Every checkpoint at full size, ten times the fuzzing, ten times the kills.

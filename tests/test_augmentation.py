@@ -5,6 +5,9 @@ import pytest
 
 from keras_mixer import augmentation
 
+# No backend computes here.
+pytestmark = pytest.mark.backend_free
+
 tf = pytest.importorskip("tensorflow")
 Image = pytest.importorskip("PIL.Image")
 ImageEnhance = pytest.importorskip("PIL.ImageEnhance")

@@ -13,6 +13,9 @@ from hypothesis import strategies as st
 
 from keras_mixer import convert, weight_files
 
+# No backend computes here.
+pytestmark = pytest.mark.backend_free
+
 DATA = Path(__file__).parent / "data"
 GOLDEN = ["tiny_square", "tiny_rectangular", "tiny_equal_dims"]
 FUZZ = settings(

@@ -17,6 +17,9 @@ from official_storage import OfficialStorage
 from keras_mixer import download
 from keras_mixer.download import fetch
 
+# No backend computes here.
+pytestmark = pytest.mark.backend_free
+
 CONTENT = np.random.default_rng(0).bytes(300_000)
 NAME = "Mixer-T_8.npz"
 

@@ -4,6 +4,9 @@ import pytest
 from keras_mixer import data
 from keras_mixer.image_folder import from_folder
 
+# No backend computes here.
+pytestmark = pytest.mark.backend_free
+
 tf = pytest.importorskip("tensorflow")
 pytest.importorskip("tensorflow_datasets")
 Image = pytest.importorskip("PIL.Image")

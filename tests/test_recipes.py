@@ -9,6 +9,9 @@ from keras_mixer.recipes import (
     pretrain_recipe,
 )
 
+# No backend computes here.
+pytestmark = pytest.mark.backend_free
+
 
 @pytest.mark.parametrize(
     ("dataset", "steps", "rates"),

@@ -3,6 +3,9 @@ import pytest
 
 from keras_mixer import data, sources
 
+# No backend computes here.
+pytestmark = pytest.mark.backend_free
+
 tf = pytest.importorskip("tensorflow")
 
 

@@ -2,6 +2,9 @@ import pytest
 
 from keras_mixer.variants import VARIANTS, count_params, parse_variant
 
+# No backend computes here.
+pytestmark = pytest.mark.backend_free
+
 # paper, table 1: layers, patch, hidden size, patches at 224, D_C, D_S, parameters in M.
 TABLE_1 = {
     "S/32": (8, 32, 512, 49, 2048, 256, 19),
