@@ -143,13 +143,14 @@ def training_batches(
         if crop == "inception":
             image = random_area(image, area_range, draws[:2])
         image = to_size(decoded(image), size)
+        shape = (*size, image.shape[-1])  # the flip forgets it
         if crop == "pad":
             image = tf.pad(image, [(pad, pad), (pad, pad), (0, 0)])
             top, left = draws[0] % (2 * pad + 1), draws[1] % (2 * pad + 1)
             image = image[top : top + size[0], left : left + size[1]]
         if flip:
             image = image[:, :: tf.where(draws[2] < 0, -1, 1)]
-        image = tf.ensure_shape(image, (*size, image.shape[-1]))
+        image = tf.ensure_shape(image, shape)
         if randaugment:
             layers, magnitude = randaugment
             image = randaugmented(image, draws[3:], layers=layers, magnitude=magnitude)

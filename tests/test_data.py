@@ -38,6 +38,19 @@ def test_one_pass_holds_every_image_once_with_its_label():
     assert seen == {i + 1: i % 4 for i in range(32)}
 
 
+@pytest.mark.parametrize("crop", ["inception", "pad", "none"])
+@pytest.mark.parametrize("randaugment", [None, (2, 15)])
+def test_shapes_are_known_before_the_first_batch(crop, randaugment):
+    """TPUs need it."""
+    source = data.from_arrays(np.zeros((9, 20, 30, 3), "uint8"), np.arange(9) % 2)
+    stream = data.training_batches(
+        source, image_size=16, batch_size=4, crop=crop, randaugment=randaugment
+    )
+    images, labels = stream.element_spec
+    assert images.shape == (4, 16, 16, 3)
+    assert labels.shape == (4, 2)
+
+
 def test_the_order_changes_with_the_pass_and_the_seed_and_nothing_else():
     def order(first, seed):
         stream = batches(numbered(), 8, seed=seed)
