@@ -9,8 +9,7 @@ new zero head. The checkpoint was trained on the same images: this shows the mec
     lora:    99,594 weights trained, 70.60%
      all: 1,132,170 weights trained, 68.85%
 
-That was on two shared CPU cores in 142 s, with Keras 3.15.1 and TensorFlow 2.21.0,
-2026-11-22.
+Two shared CPU cores, 142 s; Keras 3.15.1, TensorFlow 2.21.0, 2026-11-22.
 """
 
 import argparse
@@ -24,21 +23,16 @@ from keras_mixer.rebuilding import rebuilt
 def main():
     """Train each way for the same steps on the same images."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", default="cifar10", help="a TFDS name or a folder")
-    parser.add_argument("--data-dir", help="where TFDS has prepared it")
+    parser.add_argument("--data-dir", help="where TFDS has prepared CIFAR-10")
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--output", default="three-ways")
     options = parser.parse_args()
 
     train, test = (
-        data.open_source(options.data, split, data_dir=options.data_dir)
+        data.from_tfds("cifar10", split, data_dir=options.data_dir)
         for split in ("train[:10000]", "test[:2000]")
     )
-    ways = {
-        "head": {"train_only": "head"},
-        "lora": {"lora_rank": 8},
-        "all": {},
-    }
+    ways = {"head": {"train_only": "head"}, "lora": {"lora_rank": 8}, "all": {}}
     for name, arguments in ways.items():
         model = rebuilt(
             keras_mixer.MixerTi4(weights="cifar10"),

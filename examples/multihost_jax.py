@@ -4,15 +4,14 @@ On a TPU slice, or under Slurm or Open MPI, the same command on every host:
 
     KERAS_BACKEND=jax python examples/multihost_jax.py --coordinator auto
 
-Elsewhere each is told of the others, as here, where two processes play two hosts:
+Elsewhere each is told of the others; here two processes play two hosts:
 
     export KERAS_BACKEND=jax XLA_FLAGS=--xla_force_host_platform_device_count=2
     for i in 0 1; do python examples/multihost_jax.py --steps 20 \
         --coordinator 127.0.0.1:1234 --num-processes 2 --process-id $i & done; wait
 
 All must see `--output-dir`. If one dies, all end; started again, they go on. With
-`--steps 10` the two processes on two shared CPU cores took two minutes and printed
-"accuracy on the test images: 71.26%" (Keras 3.15.1, JAX 0.10.2, 2026-11-22).
+`--steps 10`, two shared CPU cores: 71.26 % (Keras 3.15.1, JAX 0.10.2, 2026-11-22).
 """
 
 import argparse
@@ -32,8 +31,8 @@ def main():
     parser.add_argument("--output-dir", default="multihost")
     options = parser.parse_args()
 
-    devices = distribution.start(  # before anything else
-        "data",  # or "model:N": every N devices share one copy of the weights
+    devices = distribution.start(  # before anything else; or "model:N"
+        "data",
         coordinator=options.coordinator,
         num_processes=options.num_processes,
         process_id=options.process_id,
