@@ -83,7 +83,7 @@ def test_inference_beside_a_peer(no_ceiling):
     assert len(found.timing.seconds) == 3
     assert found.peers["idle"].median < 1  # nobody is faster than nothing
     assert found.build_seconds > 0
-    assert found.compile_seconds > 0
+    assert found.compile_seconds >= 0  # nothing to compile on torch
     assert 0 < found.loop.low <= found.loop.median <= found.loop.high
     assert found.layers == {}
     assert no_ceiling == ["float32"]
