@@ -10,7 +10,6 @@ is known as such, and any backend on any number of devices reads it.
 import json
 import os
 import re
-import secrets
 import warnings
 import zipfile
 from dataclasses import dataclass
@@ -18,6 +17,8 @@ from pathlib import Path
 
 import keras
 import numpy as np
+
+from keras_mixer.whole_files import writing_whole
 
 _NAME = re.compile(r"step-(\d{9})\.npz")
 _INFO = "info"
@@ -77,16 +78,9 @@ class Checkpoints:
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"step-{step:09d}.npz"
-        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
         info = json.dumps({"step": step, "settings": settings, "score": score})
-        try:
-            with open(temporary, "xb") as file:
-                np.savez(file, **{_INFO: np.array(info)}, **arrays)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with writing_whole(path) as file:
+            np.savez(file, **{_INFO: np.array(info)}, **arrays)
         _sync_folder(self.folder)
         self._remove_older()
         return path

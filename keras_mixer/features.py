@@ -8,8 +8,6 @@ for another and nothing has to be invalidated.
 
 import hashlib
 import json
-import os
-import secrets
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +16,7 @@ import keras
 import numpy as np
 
 from keras_mixer.inference import check_mixer, outputs
+from keras_mixer.whole_files import writing_whole
 
 NODE = "pre_logits"
 
@@ -123,10 +122,5 @@ def _read(path):
 def _write(path, features):
     """Write a cache file, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            np.savez(file, features=features)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with writing_whole(path) as file:
+        np.savez(file, features=features)

@@ -167,10 +167,8 @@ class Parallel:
     def predict(self, model, x, *, batch_size=32, verbose=0):
         """Return the predictions for all of the array `x`, computed by every host."""
         self._check(model)
-        forward, size = self._forward(model), batch_size * self._local_rows
         with self.scope():
-            parts = [forward(x[i : i + size]) for i in range(0, len(x), size)]
-        return np.concatenate(parts)
+            return loops.predict(self._forward(model), x, batch_size * self._local_rows)
 
     @property
     def _local_rows(self):

@@ -154,6 +154,17 @@ def evaluate(model, batches, forward, add_up, *, steps=None, return_dict=False):
     return list(results.values()) if len(results) > 1 else results["loss"]
 
 
+def predict(forward, x, size):
+    """Return the predictions for all of the array `x`, `size` rows at a time.
+
+    Args:
+        forward: As in `evaluate`.
+        x: NumPy array.
+        size: Rows that all devices of this process take together.
+    """
+    return np.concatenate([forward(x[i : i + size]) for i in range(0, len(x), size)])
+
+
 def _zeros(model):
     # Not `reset_state`: on several hosts every one would have to call it.
     return [(v, np.zeros(v.shape, v.dtype)) for v in model.metrics_variables]

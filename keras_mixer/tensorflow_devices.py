@@ -230,9 +230,7 @@ class MultiWorker:
 
     def predict(self, model, x, *, batch_size=32, verbose=0):
         """Return the predictions for all of the array `x`, computed by every worker."""
-        forward, size = self._forward(model), batch_size * self._local_replicas
-        parts = [forward(x[i : i + size]) for i in range(0, len(x), size)]
-        return np.concatenate(parts)
+        return loops.predict(self._forward(model), x, batch_size * self._local_replicas)
 
     @property
     def _local_replicas(self):

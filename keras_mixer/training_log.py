@@ -1,11 +1,11 @@
 """The numbers of a run, one row per stretch: `log.csv`, TensorBoard, `History`."""
 
 import csv
-import os
-import secrets
 from pathlib import Path
 
 import keras
+
+from keras_mixer.whole_files import writing_whole
 
 _FIRST = ("step", "loss", "accuracy")
 
@@ -83,14 +83,7 @@ class TrainingLog:
         return [n for n in _FIRST if n in names] + sorted(names - set(_FIRST))
 
     def _write(self):
-        temporary = self.path.with_name(f".{self.path.name}.{secrets.token_hex(4)}.tmp")
-        try:
-            with open(temporary, "x", newline="", encoding="utf-8") as file:
-                writer = csv.DictWriter(file, self._columns(), restval="")
-                writer.writeheader()
-                writer.writerows(self.rows)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, self.path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with writing_whole(self.path, "t", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, self._columns(), restval="")
+            writer.writeheader()
+            writer.writerows(self.rows)

@@ -8,8 +8,6 @@ Source: paper, section 3.5, figures 5 to 7.
 """
 
 import math
-import os
-import secrets
 from numbers import Integral
 from pathlib import Path
 
@@ -18,6 +16,7 @@ from keras import ops
 
 from keras_mixer.labels import Prediction, decode_predictions
 from keras_mixer.labels import label_names as named_labels
+from keras_mixer.whole_files import writing_whole
 
 # Distinct for colour-blind readers too (Paul Tol's schemes).
 _CURVES = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377")
@@ -317,12 +316,8 @@ def save(figure, path):
     if path.suffix.lower() != ".png":
         raise ValueError(f"`path` must end in `.png`. Received: {str(path)!r}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        figure.savefig(temporary, format="png", dpi=150)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with writing_whole(path) as file:
+        figure.savefig(file, format="png", dpi=150)
 
 
 def _figure(width, height):

@@ -5,9 +5,7 @@ Nothing in a file is executed: neither a pickle nor the header of an `.npy`.
 
 import contextlib
 import math
-import os
 import re
-import secrets
 import zipfile
 from pathlib import Path
 
@@ -28,6 +26,7 @@ from keras_mixer.convert import (
     to_official,
 )
 from keras_mixer.variants import weight_shapes
+from keras_mixer.whole_files import writing_whole
 
 # What `weights=` recognises as a path.
 WEIGHT_ENDINGS = (".npz", ".safetensors", ".weights.h5")
@@ -107,15 +106,8 @@ def write_official(path, weights):
             f"An official checkpoint file ends in `.npz`. Received: {str(path)!r}"
         )
     official = to_official(weights)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with open(temporary, "xb") as file:
-            np.savez(file, **official)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with writing_whole(path) as file:
+        np.savez(file, **official)
 
 
 def _read_npz(file):

@@ -362,8 +362,8 @@ def test_every_figure_is_saved_as_a_picture_with_nothing_cut_off(
 
 def test_a_failed_save_leaves_the_old_file_and_nothing_else(tmp_path):
     class Broken(Figure):
-        def savefig(self, path, **kwargs):
-            path.write_bytes(b"half")
+        def savefig(self, file, **kwargs):
+            file.write(b"half")
             raise OSError("disk full")
 
     path = tmp_path / "figure.png"
