@@ -84,6 +84,13 @@ def add_data_options(command, *, split, validation_split=None):
             metavar="SPLIT",
             help="what the accuracy is measured on, or none (default: %(default)s)",
         )
+    group.add_argument(
+        "--corrupt",
+        choices=("raise", "skip", "trust"),
+        default="raise",
+        help="files of a folder that cannot be decoded are an error, are counted and "
+        "left out, or are not looked for beforehand (default: %(default)s)",
+    )
 
 
 def opened_source(options, split):
@@ -96,4 +103,6 @@ def opened_source(options, split):
     """
     from keras_mixer.data import open_source
 
-    return open_source(options.data, split, data_dir=options.data_dir)
+    return open_source(
+        options.data, split, data_dir=options.data_dir, corrupt=options.corrupt
+    )

@@ -15,9 +15,9 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-import keras
 import numpy as np
 
+from keras_mixer.host_values import host_value
 from keras_mixer.whole_files import writing_whole
 
 _NAME = re.compile(r"step-(\d{9})\.npz")
@@ -199,15 +199,11 @@ def _variables(model):
 
 
 def _to_numpy(variable):
-    value = variable  # NumPy cannot read the value itself where it is mirrored
-    if keras.config.backend() == "jax" and not variable.value.is_fully_addressable:
-        from jax.experimental.multihost_utils import process_allgather
-
-        value = process_allgather(variable.value, tiled=True)
-    if keras.backend.standardize_dtype(variable.dtype) == "bfloat16":
-        value = keras.ops.cast(value, "float32")
+    array = host_value(variable)
+    if array.dtype.name == "bfloat16":
+        array = array.astype("float32")
     # A copy: NumPy may see the very memory that the next step writes to.
-    return np.array(keras.ops.convert_to_numpy(value))
+    return np.array(array)
 
 
 def _score(path):

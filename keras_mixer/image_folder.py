@@ -195,7 +195,9 @@ def _report(broken, count, folder, *, skip):
     if skip and len(broken) < count:
         warnings.warn(f"{message} and are left out: {examples}", stacklevel=3)
         return
-    raise ValueError(f'{message}: {examples}. `corrupt="skip"` leaves them out.')
+    raise ValueError(
+        f'{message}: {examples}. `corrupt="skip"` (--corrupt skip) leaves them out.'
+    )
 
 
 def _read(image):

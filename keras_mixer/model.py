@@ -12,6 +12,7 @@ from contextlib import nullcontext
 import keras
 
 from keras_mixer.convert import check_weights, describe
+from keras_mixer.host_values import host_value
 from keras_mixer.layers import (
     LAYER_NORM_EPSILON,
     MixerBlock,
@@ -363,6 +364,6 @@ def model_weights(model):
         if "/lora_kernel_" not in variable.path:
             weights.setdefault(variable.path, variable)
     return {
-        path: keras.ops.convert_to_numpy(keras.ops.cast(value, "float32"))
+        path: host_value(keras.ops.cast(value, "float32"))
         for path, value in weights.items()
     }

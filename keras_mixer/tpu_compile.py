@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import keras
 import numpy as np
 
+from keras_mixer.adaptation import set_remat
 from keras_mixer.family import CONSTRUCTORS
 from keras_mixer.jax_devices import mesh, parallel
 from keras_mixer.optimizers import finetune_optimizer, pretrain_optimizer
@@ -206,6 +207,7 @@ def main(arguments=None):
             classifier_activation=None,
             dtype=options.dtype,
         )
+        set_remat(model, options.remat)
         model.compile(
             OPTIMIZERS[options.optimizer](),
             keras.losses.CategoricalCrossentropy(from_logits=True),
@@ -226,6 +228,7 @@ def main(arguments=None):
 def _table(options, count, found):
     name = f"{options.variant} at {options.image_size}, {options.dtype}, "
     name += f"{options.topology} ({count} devices, {options.model} per model)"
+    name += ", remat" if options.remat else ""
     if found is None:
         return f"{name}: batch {options.batch} does not fit"
     rows = {
@@ -256,6 +259,9 @@ def _parser():
     parser.add_argument("--image-size", type=int, default=224)
     parser.add_argument("--classes", type=int, default=1000)
     parser.add_argument("--dtype", default="mixed_bfloat16")
+    parser.add_argument(
+        "--remat", action="store_true", help="compute blocks twice, to save memory"
+    )
     parser.add_argument("--optimizer", default="finetune", choices=OPTIMIZERS)
     return parser
 

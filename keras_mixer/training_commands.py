@@ -153,6 +153,13 @@ def _finish(options, devices, model, history, loss):
     from keras_mixer.model_files import write_folder, write_model
     from keras_mixer.rebuilding import rebuilt
 
+    # On all hosts: what spans them is read by all of them.
+    trained = rebuilt(
+        model,
+        classifier_activation=loss,  # "softmax" or "sigmoid"
+        dropout_rate=0.0,
+        stochastic_depth_rate=0.0,
+    )
     if not devices.is_chief:
         return
     facts = {}
@@ -162,12 +169,6 @@ def _finish(options, devices, model, history, loss):
         facts["accuracy"] = (
             f"{accuracy:.2%} on {options.data}, {options.validation_split}"
         )
-    trained = rebuilt(
-        model,
-        classifier_activation=loss,  # "softmax" or "sigmoid"
-        dropout_rate=0.0,
-        stochastic_depth_rate=0.0,
-    )
     output = options.output
     write_model(trained, output / "model.keras", overwrite=True)
     write_folder(trained, output / "model", overwrite=True, metrics=facts)

@@ -1,8 +1,6 @@
 """One device, simulated devices, and two processes over loopback give the same run."""
 
-import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -12,48 +10,17 @@ import devices_job
 import keras
 import numpy as np
 import pytest
+from hosts import TWO_HOSTS, environment, free_ports
 
 from keras_mixer import distribution
 from keras_mixer.checkpointing import Checkpoints, read_checkpoint, restore
 
 BACKEND = keras.config.backend()
-TWO_HOSTS = {"jax": "model:2", "tensorflow": "multiworker", "torch": "ddp"}[BACKEND]
 OTHERS = {"mirrored", "tpu", "multiworker", "data", "model:2", "ddp"} - {
     "jax": {"data", "model:2"},
     "tensorflow": {"mirrored", "tpu", "multiworker"},
     "torch": {"ddp"},
 }[BACKEND]
-
-
-def free_ports(count):
-    sockets = [socket.socket() for _ in range(count)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
-
-
-def environment(index, ports):
-    """How each backend learns of two processes on this machine."""
-    addresses = [f"127.0.0.1:{port}" for port in ports]
-    cluster = {
-        "cluster": {"worker": addresses},
-        "task": {"type": "worker", "index": index},
-    }
-    return {
-        "TF_CONFIG": json.dumps(cluster),
-        "KERAS_DISTRIBUTION_JOB_ADDRESSES": addresses[0],
-        "KERAS_DISTRIBUTION_NUM_PROCESSES": "2",
-        "KERAS_DISTRIBUTION_PROCESS_ID": str(index),
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
-        "RANK": str(index),
-        "LOCAL_RANK": str(index),
-        "WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(ports[0]),
-    }
 
 
 @pytest.fixture(scope="module")

@@ -1,9 +1,18 @@
 import csv
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
 from drawn import LABELS, drawn_model
+from hosts import TWO_HOSTS, environment, free_ports
 
 import keras_mixer
 from keras_mixer.checkpointing import Checkpoints
@@ -144,6 +153,18 @@ def test_unusable_data_is_one_sentence_before_a_model_is_made(
     assert not (tmp_path / "run").exists()
 
 
+def test_a_damaged_picture_is_named_or_skipped(pictures, start, tmp_path, capsys):
+    folder = tmp_path / "pictures"
+    shutil.copytree(pictures, folder)
+    (folder / "train" / "dark" / "0.png").write_bytes(b"no picture")
+    assert finetune(folder, start, tmp_path / "run", steps=1) == 1
+    error = capsys.readouterr().err
+    assert "1 of 24 images" in error and "0.png" in error and "Traceback" not in error
+    with pytest.warns(UserWarning, match=r"1 of 24 images .* left out: .*0\.png"):
+        assert finetune(folder, start, tmp_path / "run", "--corrupt", "skip") == 0
+    assert "2 classes, 23 images to train on" in capsys.readouterr().out
+
+
 def options(command, *arguments):
     """The parsed options of a command."""
     from keras_mixer.cli import _parser
@@ -171,3 +192,94 @@ def test_what_is_not_given_is_the_papers():
     assert arguments["warmup_steps"] == 10
     with pytest.raises(ValueError, match="Give the steps"):
         finetune_arguments(options("finetune", "--data", "a_folder"))
+
+
+def started(arguments, log, **environment):
+    """A `keras-mixer` of its own process."""
+    with log.open("a") as file:
+        return subprocess.Popen(
+            [sys.executable, "-m", "keras_mixer", *map(str, arguments)],
+            env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"} | environment,
+            stdout=file,
+            stderr=file,
+        )
+
+
+def last_state(folder):
+    return Checkpoints(folder / "checkpoints").latest().arrays
+
+
+def last_step(folder):
+    paths = Checkpoints(folder / "checkpoints").paths
+    return int(paths[-1].stem.removeprefix("step-")) if paths else 0
+
+
+@pytest.mark.nightly
+@pytest.mark.skipif(
+    keras.config.backend() == "torch", reason="promised on JAX and TensorFlow"
+)
+@pytest.mark.parametrize("data", ["pictures", "cifar10"])
+def test_a_real_run_killed_at_random_ends_with_the_same_weights(
+    data, pictures, tmp_path
+):
+    """The embedded checkpoint is fine-tuned; CIFAR-10 lies where TFDS looks for it."""
+    if (
+        data == "cifar10"
+        and not (
+            Path(os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")).expanduser()
+            / "cifar10"
+        ).exists()
+    ):
+        pytest.skip("TFDS has not prepared CIFAR-10")
+    kills = int(os.environ.get("KERAS_MIXER_KILLS", "10"))
+    steps, log = 5 * (4 * kills + 2), tmp_path / "log"
+    arguments = ["finetune", "--data", pictures if data == "pictures" else data]
+    arguments += ["--steps", steps, "--save-every", 5, "--batch-size", 16]
+    arguments += ["--validation-split", "test[:4]", "--resume", "--mixup", 0.2]
+    arguments += ["--output"]
+    assert started([*arguments, tmp_path / "whole"], log).wait() == 0, log.read_text()
+
+    killed = tmp_path / "killed"
+    for _ in range(kills):
+        process = started([*arguments, killed], log)
+        # While it starts, or while it trains: shortly after one of its checkpoints.
+        end = time.monotonic() + random.choice([random.uniform(0, 15), 600])
+        target = last_step(killed) + 5 * random.randint(1, 2)
+        while time.monotonic() < end and last_step(killed) < target:
+            time.sleep(0.002)
+        time.sleep(random.uniform(0, 0.3))
+        process.kill()
+        assert process.wait() == -signal.SIGKILL, log.read_text()
+    assert started([*arguments, killed], log).wait() == 0, log.read_text()
+    found, expected = last_state(killed), last_state(tmp_path / "whole")
+    assert found.keys() == expected.keys()
+    for name, array in expected.items():
+        np.testing.assert_array_equal(found[name], array, err_msg=name)
+
+
+@pytest.mark.nightly
+def test_two_hosts_fine_tune_as_one(pictures, start, tmp_path):
+    """What the command writes at the end included."""
+    assert finetune(pictures, start, tmp_path / "one") == 0
+    log, ports = tmp_path / "log", free_ports(2)
+    arguments = ["finetune", "--data", pictures, "--model", start]
+    arguments += ["--steps", 6, "--batch-size", 8, "--save-every", 3]
+    arguments += ["--learning-rate", 0.05, "--distribute", TWO_HOSTS]
+    arguments += ["--output", tmp_path / "two"]
+    hosts = [started(arguments, log, **environment(i, ports)) for i in (0, 1)]
+    try:
+        assert [host.wait(timeout=600) for host in hosts] == [0, 0], log.read_text()
+    finally:
+        for host in hosts:
+            host.kill()
+            host.wait()
+    one, two = (
+        keras.saving.load_model(tmp_path / name / "model.keras")
+        for name in ("one", "two")
+    )
+    for mine, theirs in zip(two.weights, one.weights, strict=True):
+        np.testing.assert_allclose(
+            mine.numpy(), theirs.numpy(), atol=2e-5, err_msg=mine.path
+        )
+    assert (tmp_path / "two" / "curves.png").stat().st_size
+    assert log.read_text().count("Written:") == 1
