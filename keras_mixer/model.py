@@ -93,6 +93,13 @@ class MLPMixer(keras.Model):
         outputs = [self.get_layer(name).output for name in names]
         return keras.Model(self.input, outputs[0] if len(names) == 1 else outputs)
 
+    def _resolve_auto_jit_compile(self):
+        # Keras's "auto" leaves TensorFlow without XLA on CPUs, where a Mixer is 1.1 to
+        # 1.5 times as fast with it and hardly longer to compile.
+        if keras.config.backend() != "tensorflow" or self._distribute_strategy:
+            return super()._resolve_auto_jit_compile()
+        return all(layer.supports_jit for layer in self._flatten_layers())
+
     def get_config(self):
         """Return the graph, with the preprocessing record and the labels beside it."""
         return {

@@ -354,6 +354,21 @@ def test_one_training_step_gives_every_weight_its_gradient(tiny, tiny_images, po
             assert size > 1e-5, weight.path
 
 
+@pytest.mark.skipif(keras.config.backend() != "tensorflow", reason="XLA by choice")
+def test_xla_is_chosen_on_cpus_too_but_not_under_a_strategy(tiny):
+    import tensorflow as tf
+
+    model = mlp_mixer(**tiny)
+    assert model.jit_compile
+    model.compile("sgd", "mse")
+    assert model.jit_compile
+    model.compile("sgd", "mse", jit_compile=False)
+    assert not model.jit_compile
+    with tf.distribute.OneDeviceStrategy("CPU:0").scope():
+        model = mlp_mixer(**tiny)
+    assert not model.jit_compile
+
+
 def test_plot_model_draws_one_box_per_node(tiny):
     pydot = pytest.importorskip("pydot")
     graph = keras.utils.model_to_dot(mlp_mixer(**tiny), show_shapes=True)
