@@ -1,6 +1,7 @@
 """The models beside which ours is measured compute what they claim to."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import keras
@@ -77,6 +78,20 @@ def test_a_contender_runs(name, training):
         assert tuple(second.shape) == (2, 1000)
         assert keras.backend.standardize_dtype(second.dtype) == "float32"
     assert first is not second
+
+
+@pytest.mark.parametrize("name", ["ours-onnx-int8", "ours-openvino"])
+def test_an_exported_contender_runs(name):
+    pytest.importorskip(name.split("-")[1].replace("onnx", "onnxruntime"))
+    from contenders import contender
+
+    case = Case("Ti/4", batch_size=2, image_size=8)
+    images = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), "uint8")
+    logits = contender(name, case, images, np.array([1, 2]))()
+    assert logits.shape == (2, 1000)
+    assert not np.allclose(logits[0], logits[1])
+    with pytest.raises(ValueError, match="inference"):
+        contender(name, replace(case, training=True), images, np.array([1, 2]))
 
 
 def test_the_processes_take_turns(monkeypatch, capsys):

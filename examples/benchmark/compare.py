@@ -3,7 +3,8 @@
     python examples/benchmark/compare.py --variant B/16 --batch-size 16
     python examples/benchmark/compare.py --contenders ours-jax flax --train
 
-needs the extras jax, tensorflow and benchmark of this package. Contenders run in turn,
+needs the extras jax, tensorflow and benchmark of this package, and export for exported
+files. Contenders run in turn,
 one call each, so that drift of the machine cancels in the ratios; one that waits for
 its turn computes nothing. All get pixels, normalise them alike and give logits. Prints
 the median of every contender, and how many times as fast ours are.
@@ -25,7 +26,13 @@ BACKENDS = {
     for who in ("ours", "naive")
     for backend in ("jax", "tensorflow", "torch")
 }
-CONTENDERS = (*BACKENDS, "flax", "timm", "timm-compiled", "timm-autotuned")
+CONTENDERS = (
+    *BACKENDS,
+    # Exported, and run by the runtime that the name says: inference on a CPU.
+    *("ours-onnx", "ours-onnx-int8", "ours-openvino", "ours-openvino-int8"),
+    "flax",
+    *("timm", "timm-traced", "timm-compiled", "timm-autotuned"),
+)
 
 
 def main():

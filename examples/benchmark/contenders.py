@@ -1,6 +1,10 @@
 """The models that `compare.py` lets run, each as a function without arguments."""
 
 import functools
+import tempfile
+from pathlib import Path
+
+import numpy as np
 
 # Pixels to [-1, 1], as Google's weights take them.
 _SCALE, _OFFSET = 1 / 127.5, -1.0
@@ -20,6 +24,8 @@ def contender(name, case, images, labels):
         return _flax(case, images, labels)
     if name.startswith("timm"):
         return _timm(name, case, images, labels)
+    if name.startswith(("ours-onnx", "ours-openvino")):
+        return _exported(name, case, images)
     return _keras(name, case, images, labels)
 
 
@@ -46,6 +52,29 @@ def _keras(name, case, images, labels):
     )
     labels = keras.ops.convert_to_tensor(labels)
     return functools.partial(TrainingStep(model), images, labels)
+
+
+def _exported(name, case, images):
+    import keras_mixer
+    from keras_mixer.export_runtimes import load_onnx, load_openvino
+
+    if case.training or case.dtype != "float32":
+        raise ValueError(f"{name} is for inference from a float32 model")
+    _, runtime, *int8 = name.split("-")
+    runtimes = {"onnx": (".onnx", load_onnx), "openvino": (".xml", load_openvino)}
+    ending, load = runtimes[runtime]
+    model = keras_mixer.mlp_mixer(**case.sizes, classifier_activation=None)
+    # A head of zeros has one answer for every image, in int8 and in float32.
+    head = model.get_layer("head").kernel
+    head.assign(np.random.default_rng(0).normal(0, 0.02, head.shape))
+    pixels = images.astype("float32")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"model{ending}"
+        keras_mixer.export.export(
+            model, path, calibration_images=pixels if int8 else None
+        )
+        run = load(path)
+    return lambda: run(pixels)
 
 
 def _flax(case, images, labels):
@@ -127,6 +156,8 @@ def _timm(name, case, images, labels):
         logits = torch.compile(logits, mode=modes[name])
     if not case.training:
         model.eval()
+        if name == "timm-traced":
+            model = torch.jit.freeze(torch.jit.trace(model, images.float()))
         return torch.inference_mode()(lambda: logits(images))
     optimizer = torch.optim.SGD(model.parameters(), _RATE, _MOMENTUM)
 
