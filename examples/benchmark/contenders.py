@@ -66,12 +66,14 @@ def _exported(name, case, images):
     model = keras_mixer.mlp_mixer(**case.sizes, classifier_activation=None)
     # A head of zeros has one answer for every image, in int8 and in float32.
     head = model.get_layer("head").kernel
-    head.assign(np.random.default_rng(0).normal(0, 0.02, head.shape))
+    rng = np.random.default_rng(0)
+    head.assign(rng.normal(0, 0.02, head.shape))
     pixels = images.astype("float32")
+    calibration = rng.uniform(0, 255, (8, *pixels.shape[1:])).astype("float32")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"model{ending}"
         keras_mixer.export.export(
-            model, path, calibration_images=pixels if int8 else None
+            model, path, calibration_images=calibration if int8 else None
         )
         run = load(path)
     return lambda: run(pixels)
