@@ -101,8 +101,10 @@ def evaluate(
     Args:
         model: An `MLPMixer` with a head.
         source: The `data.Source` of the examples.
-        real_labels: One sequence of classes per image, in the order and by the numbers
-            of the data set. An image without any does not count for `real`.
+        real_labels: One sequence of classes per image, by their numbers in the data
+            set, in the order of the sorted names of the files, as ReaL's own list is;
+            where the source has no files (arrays, most of TFDS), in its order. An image
+            without any does not count for `real`.
         batch_size: Images per step. Positive.
         preprocessing: See `inference.outputs`.
         progress: Whether to show a progress bar.
@@ -114,6 +116,8 @@ def evaluate(
     """
     check_mixer(model)
     class_of, label_names = _classes(model, source)
+    if real_labels is not None:
+        real_labels = _real_of_images(real_labels, source)
     predicted, labels, ranks = [], [], []
     for scores, numbers in outputs(
         model,
@@ -173,12 +177,26 @@ def _ranks(scores, labels):
     return ((scores > true) | (scores == true) & lower).sum(axis=1)
 
 
-def _real_accuracy(real_labels, predicted, class_of):
-    if len(real_labels) != len(predicted):
+def _real_of_images(real_labels, source):
+    """Return the ReaL labels in the order of the source."""
+    if len(real_labels) != source.num_examples:
         raise ValueError(
-            f"`real_labels` must have one entry for each of the {len(predicted)} "
+            f"`real_labels` must have one entry for each of the {source.num_examples} "
             f"images. Received: {len(real_labels)}"
         )
+    if source.file_names is None:
+        return real_labels
+    names = source.file_names()
+    if len(set(names)) < len(names):
+        raise ValueError(
+            "`real_labels` must belong to files of different names. Received a source "
+            "in which several images have the same."
+        )
+    of_name = dict(zip(sorted(names), real_labels, strict=True))
+    return [of_name[name] for name in names]
+
+
+def _real_accuracy(real_labels, predicted, class_of):
     outside = {label for labels in real_labels for label in labels}
     outside -= set(range(len(class_of)))
     if outside:

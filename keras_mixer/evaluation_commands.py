@@ -26,7 +26,8 @@ def add(commands):
         "--real",
         type=Path,
         metavar="FILE",
-        help="ReaL labels: a JSON list of lists of classes, one per image in order",
+        help="ReaL labels: a JSON list of lists of classes, one per image, in the "
+        "order of the sorted file names (without files, of the data set)",
     )
     command.add_argument(
         "--worst",

@@ -6,6 +6,7 @@ backend trains: `pip install 'keras_mixer[data]'`.
 """
 
 import difflib
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -32,12 +33,15 @@ class Source:
         read: Returns pixels or bytes for the `image` of an example, in TensorFlow; for
             sources that can read any image at any time, so that `dataset` holds only
             where it is. `None` if `dataset` holds the images themselves.
+        file_names: Returns the names of the images' files, in the order of `dataset`;
+            `None` where there are none.
     """
 
     dataset: Any
     num_examples: int
     label_names: tuple[str, ...]
     read: Callable | None = None
+    file_names: Callable | None = None
 
     @property
     def num_classes(self):
@@ -134,6 +138,11 @@ def from_tfds(name, split, *, data_dir=None):
     if num_examples < 1:
         raise _no_split(split, builder.info.splits)
 
+    def file_names():
+        decoders = tfds.decode.PartialDecoding({"file_name": True})
+        names = builder.as_dataset(split=split, decoders=decoders)
+        return [os.fsdecode(e["file_name"]) for e in names.as_numpy_iterator()]
+
     decoders = tfds.decode.PartialDecoding(
         dict.fromkeys(kinds, True), {"image": tfds.decode.SkipDecoding()}
     )
@@ -148,7 +157,12 @@ def from_tfds(name, split, *, data_dir=None):
             ),
             tf.data.AUTOTUNE,
         ).cache()
-    return Source(dataset, num_examples, tuple(features["label"].names))
+    return Source(
+        dataset,
+        num_examples,
+        tuple(features["label"].names),
+        file_names=file_names if "file_name" in features else None,
+    )
 
 
 def import_tfds():

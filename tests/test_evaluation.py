@@ -122,6 +122,20 @@ def test_real_labels_are_numbers_of_the_data_set(scores):
     assert evaluate(named, backwards, real_labels=real).real == 1.0
 
 
+def test_real_labels_follow_the_sorted_file_names(model, scores):
+    order = np.random.default_rng(1).permutation(40)
+    names = [f"val_{i:04}.png" for i in order]
+    named = replace(source(), file_names=lambda: names)
+    real = [[] for _ in IMAGES]
+    for image in range(10):
+        real[order[image]] = [int(scores[image].argmax())]
+    assert evaluate(model, named, real_labels=real).real == 1.0
+    assert evaluate(model, source(), real_labels=real).real < 1.0
+    same = replace(source(), file_names=lambda: ["0.png"] * 40)
+    with pytest.raises(ValueError, match="files of different names"):
+        evaluate(model, same, real_labels=real)
+
+
 def test_everything_can_be_written_as_json(model):
     evaluation = evaluate(model, source(), real_labels=[[0]] * 40)
     numbers = json.loads(json.dumps(evaluation.to_dict(), allow_nan=False))

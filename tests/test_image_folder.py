@@ -52,6 +52,17 @@ def test_folders_are_classes_and_files_their_examples(tmp_path):
     assert set(examples(source)) == expected
 
 
+def test_file_names_come_in_the_order_of_the_images(tmp_path):
+    pictures(tmp_path, ["cat", "ant"])
+    for path in tmp_path.rglob("*.png"):
+        path.rename(path.with_name(f"{path.parent.name}-{path.name}"))
+    source = data.open_source(tmp_path, "train")
+    contents = {path.name: path.read_bytes() for path in tmp_path.rglob("*.png")}
+    found = [contents[name] for name in source.file_names()]
+    assert len(contents) == 20
+    assert found == [content for content, _ in examples(source)]
+
+
 def test_train_and_test_folders_are_splits_with_the_same_classes(tmp_path):
     pictures(tmp_path / "train", ["ant", "bee", "cat"], count=2)
     pictures(tmp_path / "test", ["cat"], count=3)

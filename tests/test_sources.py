@@ -43,6 +43,22 @@ def tiny(tfds, tmp_path):
     return tmp_path
 
 
+def test_file_names_come_in_the_order_of_the_images(tfds, tmp_path):
+    names = ["val_3.png", "val_1.png", "val_2.png"]
+    features = {
+        "image": tfds.features.Image(),
+        "label": tfds.features.ClassLabel(num_classes=2),
+        "file_name": tfds.features.Text(),
+    }
+    images = np.zeros((3, 5, 4, 3), "uint8")
+    examples = {"image": images, "label": [0, 1, 1], "file_name": names}
+    store(tfds, tmp_path, features, examples, name="named")
+    source = data.from_tfds("named", "train", data_dir=tmp_path)
+    assert source.file_names() == names
+    part = data.from_tfds("named", "train[1:]", data_dir=tmp_path)
+    assert part.file_names() == names[1:]
+
+
 def test_photos_stay_encoded(tfds, tmp_path):
     features = {
         "image": tfds.features.Image(),
@@ -60,6 +76,7 @@ def test_photos_stay_encoded(tfds, tmp_path):
 
 def test_small_images_are_decoded_once_to_rgb(tiny):
     source = data.from_tfds("tiny", "train[:50%]", data_dir=tiny)
+    assert source.file_names is None
     assert source.label_names == ("even", "odd") and source.num_classes == 2
     assert source.num_examples == 5
     assert source.dataset.element_spec[0] == tf.TensorSpec((6, 6, 3), tf.uint8)
