@@ -184,10 +184,19 @@ def _real_of_images(real_labels, source):
             f"`real_labels` must have one entry for each of the {source.num_examples} "
             f"images. Received: {len(real_labels)}"
         )
+    outside = {label for labels in real_labels for label in labels}
+    outside -= set(range(source.num_classes))
+    if outside:
+        raise ValueError(
+            f"`real_labels` must be classes in [0, {source.num_classes}). "
+            f"Received: {sorted(outside)[:3]}"
+        )
+    if not any(map(len, real_labels)):
+        raise ValueError("`real_labels` must have a label for one image at least.")
     if source.file_names is None:
         return real_labels
     names = source.file_names()
-    if len(set(names)) < len(names):
+    if _repeats(names):
         raise ValueError(
             "`real_labels` must belong to files of different names. Received a source "
             "in which several images have the same."
@@ -197,20 +206,11 @@ def _real_of_images(real_labels, source):
 
 
 def _real_accuracy(real_labels, predicted, class_of):
-    outside = {label for labels in real_labels for label in labels}
-    outside -= set(range(len(class_of)))
-    if outside:
-        raise ValueError(
-            f"`real_labels` must be classes in [0, {len(class_of)}). "
-            f"Received: {sorted(outside)[:3]}"
-        )
     right = [
         first in class_of[list(labels)]
         for first, labels in zip(predicted, real_labels, strict=True)
         if len(labels)
     ]
-    if not right:
-        raise ValueError("`real_labels` must have a label for one image at least.")
     return float(np.mean(right))
 
 

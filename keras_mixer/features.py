@@ -15,6 +15,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
+from keras_mixer.host_values import host_value
 from keras_mixer.inference import check_mixer, outputs
 from keras_mixer.whole_files import writing_whole
 
@@ -96,7 +97,7 @@ def _key(model, record, source):
     }
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
     for weight in model.weights:
-        array = keras.ops.convert_to_numpy(weight.value)
+        array = host_value(weight)
         digest.update(repr((weight.path, array.shape, str(array.dtype))).encode())
         digest.update(array.tobytes())
     images = source.dataset.map(lambda image, _: image)

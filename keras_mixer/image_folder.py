@@ -84,8 +84,11 @@ def from_folder(folder, split="train", *, corrupt="raise"):
     dataset = tf.data.Dataset.from_tensor_slices(
         ({"path": paths, "plain": plain}, tf.constant(labels, tf.int64))
     )
-    file_names = [os.path.basename(os.fsdecode(path)) for path in paths]
-    return Source(dataset, len(kept), tuple(names), _read, lambda: file_names)
+
+    def file_names():
+        return [os.path.basename(os.fsdecode(path)) for path in paths]
+
+    return Source(dataset, len(kept), tuple(names), _read, file_names)
 
 
 def _splits(folder):

@@ -11,9 +11,9 @@ what is usual for position embeddings (Dosovitskiy et al. 2020, section 3.2).
 import math
 from functools import partial
 
-import keras
 import numpy as np
 
+from keras_mixer.host_values import host_value
 from keras_mixer.layers import check_image_shape, zero_kernels
 from keras_mixer.model import MLPMixer, mlp_mixer
 
@@ -221,7 +221,7 @@ def _check_input_shape(input_shape, config):
 
 def _copy_weights(model, resized, transform):
     """Assign to `resized` the weights of `model`, token mixing through `transform`."""
-    arrays = {w.path: keras.ops.convert_to_numpy(w.value) for w in model.weights}
+    arrays = {w.path: host_value(w) for w in model.weights}
     for block in resized.blocks:
         mixing = [f"{block.name}/token_mixing/{weight}" for weight in _MIXING_WEIGHTS]
         new = transform(*(arrays[path] for path in mixing))

@@ -19,26 +19,16 @@ def examples(monkeypatch):
     monkeypatch.syspath_prepend(str(EXAMPLES))
 
 
-def nested(arrays):
-    tree = {}
-    for path, array in arrays.items():
-        *above, name = path.split("/")
-        branch = tree
-        for part in above:
-            branch = branch.setdefault(part, {})
-        branch[name] = array
-    return tree
-
-
 @pytest.mark.parametrize("name", ["tiny_square", "tiny_rectangular"])
 def test_flax_is_the_official_model(name):
     pytest.importorskip("flax")
+    from flax.traverse_util import unflatten_dict
     from flax_mixer import MlpMixer
 
     golden = load_golden(name)
     config = dict(golden["config"])
     del config["image_shape"]
-    params = nested(golden_arrays(golden, "params"))
+    params = unflatten_dict(golden_arrays(golden, "params"), sep="/")
     logits = MlpMixer(**config).apply({"params": params}, golden["images"])
     np.testing.assert_allclose(logits, golden["logits"], atol=2e-6)
 

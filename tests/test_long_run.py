@@ -10,6 +10,7 @@ import keras
 import numpy as np
 import pytest
 from drawn_run import LABELS, drawn_mixer, drawn_source, run
+from left_by_runs import assert_same, last_step
 
 from keras_mixer import data, long_run
 from keras_mixer.checkpointing import Checkpoints, read_checkpoint, state_of
@@ -26,12 +27,6 @@ def numbers(folder):
     for row in rows:
         row.pop("images_per_second", None)
     return rows
-
-
-def assert_same(arrays, expected):
-    assert arrays.keys() == expected.keys()
-    for name, array in arrays.items():
-        np.testing.assert_array_equal(array, expected[name], err_msg=name)
 
 
 @pytest.mark.skipif(
@@ -52,8 +47,7 @@ def test_killed_at_random_moments_the_run_ends_with_the_same_bits(tmp_path):
         )
         with process:
             while process.poll() is None:
-                paths = checkpoints.paths
-                if paths and int(paths[-1].stem.removeprefix("step-")) >= step:
+                if last_step(folder) >= step:
                     break
                 time.sleep(0.002)
             time.sleep(float(rng.uniform(0, 0.1)))

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from drawn import LABELS, drawn_model
 from hosts import TWO_HOSTS, environment, free_ports
+from left_by_runs import assert_same, last_step
 
 import keras_mixer
 from keras_mixer.checkpointing import Checkpoints
@@ -205,15 +206,6 @@ def started(arguments, log, **environment):
         )
 
 
-def last_state(folder):
-    return Checkpoints(folder / "checkpoints").latest().arrays
-
-
-def last_step(folder):
-    paths = Checkpoints(folder / "checkpoints").paths
-    return int(paths[-1].stem.removeprefix("step-")) if paths else 0
-
-
 @pytest.mark.nightly
 @pytest.mark.skipif(
     keras.config.backend() == "torch", reason="promised on JAX and TensorFlow"
@@ -223,13 +215,8 @@ def test_a_real_run_killed_at_random_ends_with_the_same_weights(
     data, pictures, tmp_path
 ):
     """The embedded checkpoint is fine-tuned; CIFAR-10 lies where TFDS looks for it."""
-    if (
-        data == "cifar10"
-        and not (
-            Path(os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")).expanduser()
-            / "cifar10"
-        ).exists()
-    ):
+    prepared = Path(os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets"))
+    if data == "cifar10" and not (prepared.expanduser() / "cifar10").exists():
         pytest.skip("TFDS has not prepared CIFAR-10")
     kills = int(os.environ.get("KERAS_MIXER_KILLS", "10"))
     steps, log = 5 * (4 * kills + 2), tmp_path / "log"
@@ -251,10 +238,11 @@ def test_a_real_run_killed_at_random_ends_with_the_same_weights(
         process.kill()
         assert process.wait() == -signal.SIGKILL, log.read_text()
     assert started([*arguments, killed], log).wait() == 0, log.read_text()
-    found, expected = last_state(killed), last_state(tmp_path / "whole")
-    assert found.keys() == expected.keys()
-    for name, array in expected.items():
-        np.testing.assert_array_equal(found[name], array, err_msg=name)
+    found, expected = (
+        Checkpoints(tmp_path / name / "checkpoints").latest().arrays
+        for name in ("killed", "whole")
+    )
+    assert_same(found, expected)
 
 
 @pytest.mark.nightly

@@ -4,10 +4,10 @@
     python examples/benchmark/compare.py --contenders ours-jax flax --train
 
 needs the extras jax, tensorflow and benchmark of this package, and export for exported
-files. Contenders run in turn,
-one call each, so that drift of the machine cancels in the ratios; one that waits for
-its turn computes nothing. All get pixels, normalise them alike and give logits. Prints
-the median of every contender, and how many times as fast ours are.
+files. Contenders run in turn, one call each, so that drift of the machine cancels in
+the ratios; one that waits for its turn computes nothing. All get pixels, normalise them
+alike and give logits. Prints the median of every contender, and how many times as fast
+ours are.
 """
 
 import argparse

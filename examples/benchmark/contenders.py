@@ -8,6 +8,7 @@ import numpy as np
 
 # Pixels to [-1, 1], as Google's weights take them.
 _SCALE, _OFFSET = 1 / 127.5, -1.0
+_EXPORTED = ("ours-onnx", "ours-openvino")
 _RATE, _MOMENTUM, _CLIP_NORM = 0.03, 0.9, 1.0  # the official fine-tuning
 
 
@@ -20,11 +21,14 @@ def contender(name, case, images, labels):
         images: Pixels `(batch, height, width, 3)`, uint8.
         labels: Numbers of classes `(batch,)`.
     """
+    frozen = name.startswith((*_EXPORTED, "timm-traced"))
+    if frozen and (case.training or case.dtype != "float32"):
+        raise ValueError(f"{name} is for inference from a float32 model")
     if name == "flax":
         return _flax(case, images, labels)
     if name.startswith("timm"):
         return _timm(name, case, images, labels)
-    if name.startswith(("ours-onnx", "ours-openvino")):
+    if name.startswith(_EXPORTED):
         return _exported(name, case, images)
     return _keras(name, case, images, labels)
 
@@ -58,8 +62,6 @@ def _exported(name, case, images):
     import keras_mixer
     from keras_mixer.export_runtimes import load_onnx, load_openvino
 
-    if case.training or case.dtype != "float32":
-        raise ValueError(f"{name} is for inference from a float32 model")
     _, runtime, *int8 = name.split("-")
     runtimes = {"onnx": (".onnx", load_onnx), "openvino": (".xml", load_openvino)}
     ending, load = runtimes[runtime]

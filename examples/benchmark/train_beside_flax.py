@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import keras
 import numpy as np
 import optax
+from flax.traverse_util import unflatten_dict
 from flax_mixer import MlpMixer
 
 from keras_mixer import data, mlp_mixer, training
@@ -66,23 +67,17 @@ def main():
         state, loss = step(state, images, labels)
         theirs.append(float(loss))
     print(
-        f"{options.variant}, batches of {options.batch_size}, official and ours on",
-        end=" ",
-    )
-    print(
+        f"{options.variant}, batches of {options.batch_size}, official and ours on "
         f"{keras.config.backend()}: first loss {theirs[0]:.4f}, last {theirs[-1]:.4f}"
     )
     apart = np.abs(np.subtract(ours, theirs))
     for end in sorted({min(n, options.steps) for n in (10, 50, 100, options.steps)}):
-        print(
-            f"losses of the first {end} steps differ by at most {apart[:end].max():.2g}"
-        )
+        largest = apart[:end].max()
+        print(f"losses of the first {end} steps differ by at most {largest:.2g}")
     right = np.zeros(2)
     for images, labels in test.as_numpy_iterator():
-        for i, scores in enumerate(
-            (model.predict_on_batch(images), logits(state[0], images))
-        ):
-            right[i] += (np.argmax(scores, -1) == labels.argmax(-1)).sum()
+        scores = model.predict_on_batch(images), logits(state[0], images)
+        right += (np.argmax(scores, -1) == labels.argmax(-1)).sum(axis=-1)
     accuracies = right / test_source.num_examples
     print(f"test images: ours {accuracies[0]:.2%}, official {accuracies[1]:.2%}")
 
@@ -114,20 +109,8 @@ def _official(mixer, weights, options):
         updates, slots = optimizer.update(gradients, slots)
         return (optax.apply_updates(params, updates), slots), value
 
-    params = _nested(weights)
+    params = unflatten_dict(weights, sep="/")
     return (params, optimizer.init(params)), step, jax.jit(logits)
-
-
-def _nested(arrays):
-    """Return `{"a/b": array}` as Flax has it, `{"a": {"b": array}}`."""
-    tree = {}
-    for path, array in arrays.items():
-        *above, name = path.split("/")
-        branch = tree
-        for part in above:
-            branch = branch.setdefault(part, {})
-        branch[name] = jnp.asarray(array)
-    return tree
 
 
 def _warmup(options):
