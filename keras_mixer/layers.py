@@ -19,6 +19,8 @@ from numbers import Integral, Real
 import keras
 from keras import ops
 
+from keras_mixer.operations import LayerNorm, dense, gelu
+
 # The official code's value (Flax's default); Keras's own default is 1e-3.
 LAYER_NORM_EPSILON = 1e-6
 
@@ -191,9 +193,9 @@ class _MLP(keras.layers.Layer):
         )
 
     def call(self, x, training=None):
-        x = ops.gelu(self.dense_0(x), approximate=self.approximate_gelu)
+        x = gelu(dense(self.dense_0, x), self.approximate_gelu, training)
         x = self.dropout(x, training=training)
-        return self.dropout(self.dense_1(x), training=training)
+        return self.dropout(dense(self.dense_1, x), training=training)
 
     def compute_output_shape(self, input_shape):
         return tuple(input_shape)
@@ -269,27 +271,6 @@ class TokenMixing(_MLP):
         return ops.swapaxes(x, 1, 2)  # (batch, S, C)
 
 
-class _LayerNorm(keras.layers.LayerNormalization):
-    """`gamma (x - mean) / sqrt(variance + epsilon) + beta` over the channels.
-
-    Keras's layer but on JAX, where the statistics are those of the official code, in
-    one pass: `variance = mean(x^2) - mean(x)^2`.
-    """
-
-    def call(self, x):
-        if keras.config.backend() != "jax":
-            return super().call(x)
-        x = ops.cast(x, keras.backend.result_type(x.dtype, "float32"))
-        # Before the mean: XLA orders the gradient's sums by it, and on CPUs the other
-        # order, like Keras's formula, makes a training step up to twice as long.
-        squares = ops.square(x)
-        mean = ops.mean(x, axis=-1, keepdims=True)
-        variance = ops.mean(squares, axis=-1, keepdims=True) - ops.square(mean)
-        variance = ops.maximum(variance, 0)  # rounding can make it negative
-        x = (x - mean) * (ops.rsqrt(variance + self.epsilon) * self.gamma) + self.beta
-        return ops.cast(x, self.compute_dtype)
-
-
 @keras.saving.register_keras_serializable("keras_mixer")
 class MixerBlock(keras.layers.Layer):
     """One Mixer layer: token mixing, then channel mixing, each normalised and residual.
@@ -363,7 +344,7 @@ class MixerBlock(keras.layers.Layer):
         )
 
     def _layer_norm(self, name):
-        return _LayerNorm(
+        return LayerNorm(
             epsilon=LAYER_NORM_EPSILON,
             dtype=self.dtype_policy,
             trainable=self.trainable,
