@@ -1,6 +1,7 @@
 """The command `benchmark`: how fast models run on this machine."""
 
 import json
+import sys
 from pathlib import Path
 
 from keras_mixer.arguments import add_command
@@ -80,7 +81,7 @@ def _benchmark(options):
         layers=options.layers,
     )
     print(", ".join(f"{key}: {value}" for key, value in report.machine.items()))
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 120)
     for table in benchmark_report.tables(report):
         console.print(table)
     for group in report.to_dict()["growth"]:

@@ -50,22 +50,24 @@ def _layer_column(name):
 
 
 def _table(report, title, columns):
+    from rich import box
     from rich.table import Table
 
-    table = Table("model", "image", "batch", "dtype", "", title=title)
+    # Where lines are short, cells go on in the next one; nothing is cut.
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    table.add_column("case", overflow="fold")
     for heading in columns:
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", overflow="fold")
     for result in report.results:
-        case = result.case
-        table.add_row(
-            case.variant,
-            str(case.sizes["input_shape"][0]),
-            str(case.batch_size),
-            case.dtype,
-            "training" if case.training else "inference",
-            *(column(result) for column in columns.values()),
-        )
+        numbers = (column(result) for column in columns.values())
+        table.add_row(_name(result.case), *numbers)
     return table
+
+
+def _name(case):
+    work = "training" if case.training else "inference"
+    size = case.sizes["input_shape"][0]
+    return f"{case.variant}, {size} px, batch {case.batch_size}, {case.dtype}, {work}"
 
 
 def _span(median, low, high):

@@ -41,7 +41,7 @@ def gelu(x, approximate, training):
 
     On GPUs XLA makes the tanh form, written like this, part of the product before it.
     In training Phi is computed again for the gradient there, from `x` alone: a quarter
-    of all activations need not be kept. CPUs and TPUs gain nothing by either.
+    of all activations need not be kept. Elsewhere neither saves time.
     """
     if keras.config.backend() == "torch" or not _on_gpu():
         return ops.gelu(x, approximate=approximate)

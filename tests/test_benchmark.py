@@ -158,10 +158,10 @@ def report():
     return Report(MACHINE, (*many, result(Case("S/16", 4), 2.0)))
 
 
-def text(report):
+def text(report, width=200):
     from rich.console import Console
 
-    console = Console(width=200)
+    console = Console(width=width)
     with console.capture() as capture:
         for table in benchmark_report.tables(report):
             console.print(table)
@@ -169,14 +169,20 @@ def text(report):
 
 
 def test_tables(report):
-    lines = [line for line in text(report).splitlines() if line.startswith("│")]
+    lines = [line.strip() for line in text(report).splitlines() if " px, " in line]
     assert len(lines) == 4 * 4
     speed, costs, peers, layers = (lines[i] for i in (0, 4, 8, 12))
     assert "8 (8 to 8)" in speed and "250.0" in speed
     assert "1,024" in costs and "0.99 (0.98 to 1.00)" in costs
     assert "1.25 (1.20 to 1.50)" in peers
     assert "2.00" in layers
-    assert "S/16" in lines[3] and "224" in lines[3]
+    assert lines[3].startswith("S/16, 224 px, batch 4, float32, inference")
+
+
+def test_tables_cut_nothing_where_lines_are_short(report):
+    shown = text(report, width=50)
+    assert "1.00)" in shown and "inference" in shown
+    assert "…" not in shown
 
 
 def test_tables_show_only_what_was_measured():
