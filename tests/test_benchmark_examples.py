@@ -94,3 +94,23 @@ def test_the_processes_take_turns(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [compare.__file__, *arguments.split()])
     compare.main()
     assert capsys.readouterr().out.startswith(name)
+
+
+def test_account_counts_kernels_and_their_bytes():
+    from kernels import account
+
+    module = """HloModule jit_f
+
+%fused (p: f32[9]) -> f32[9] {
+  ROOT %tanh.1 = f32[9]{0} tanh(%p)
+}
+
+ENTRY %main.1 (x.1: bf16[4,8], w.1: f32[8]) -> bf16[4,16] {
+  %x.1 = bf16[4,8]{1,0} parameter(0), metadata={op_name="x (%not, %these)"}
+  %w.1 = f32[8]{0} parameter(1)
+  %a.1 = (bf16[4,16]{1,0}, s8[999]{0}) custom-call(%x.1, %w.1), custom_call_target="m"
+  %b.1 = bf16[4,16]{1,0} get-tuple-element(%a.1), index=0
+  ROOT %c.1 = bf16[4,16]{1,0} fusion(%b.1), kind=kLoop, calls=%fused
+}
+"""
+    assert account(module) == (2, (128 + 64 + 32) + (128 + 128))
