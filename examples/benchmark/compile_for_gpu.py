@@ -26,6 +26,7 @@ from jax.experimental import topologies  # noqa: E402
 from kernels import account  # noqa: E402
 
 from keras_mixer import mlp_mixer, operations  # noqa: E402
+from keras_mixer.adaptation import set_remat  # noqa: E402
 from keras_mixer.layers import zero_kernels  # noqa: E402
 from keras_mixer.measurements import Case  # noqa: E402
 
@@ -66,8 +67,9 @@ def main():
     topology = topologies.get_topology_desc(
         platform="cuda", target_config=_H200, topology="1x1x1"
     )
-    for name, model in (("ours", _ours), ("official", _official)):
-        compiled = _compile(*model(case), case, topology.devices[0])
+    models = {"ours": _ours(case, options.remat), "official": _official(case)}
+    for name, (logits, weights) in models.items():
+        compiled = _compile(logits, weights, case, topology.devices[0])
         kernels, moved = account(compiled.as_text())
         memory = compiled.memory_analysis().temp_size_in_bytes
         print(
@@ -101,10 +103,11 @@ def _compile(logits, weights, case, device):
     return step.lower(weights, images, labels).compile()
 
 
-def _ours(case):
+def _ours(case, remat):
     """Return the function to the logits, and the shapes of the weights."""
     with zero_kernels():
         model = mlp_mixer(**case.sizes, classifier_activation=None, dtype=case.dtype)
+    set_remat(model, remat)
 
     def logits(weights, images):
         # A GPU is not there to be found.
@@ -139,6 +142,7 @@ def _options():
     parser.add_argument("--variant", default="B/16")
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--train", action="store_true")
+    parser.add_argument("--remat", action="store_true", help="ours with remat")
     return parser.parse_args()
 
 
