@@ -26,7 +26,8 @@ def dense(layer, x):
     Returns:
         `(batch, n, layer.units)`.
     """
-    rows, columns = (-size % 8 for size in layer.kernel.shape)
+    # Not by `layer.kernel`: LoRA and int4 compute it anew for whoever asks.
+    rows, columns = -x.shape[-1] % 8, -layer.units % 8
     half = keras.backend.standardize_dtype(x.dtype) in ("bfloat16", "float16")
     if not (rows or columns) or not half or layer.quantization_mode or not _on_gpu():
         return layer(x)

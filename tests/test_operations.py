@@ -85,8 +85,9 @@ def test_gelu_and_its_gradient(approximate, training, on_gpu):
     expected = oracle.gelu(x.astype("float64"), approximate)
     np.testing.assert_allclose(value, expected, atol=1e-6)
     step = 1e-5
-    ends = (oracle.gelu(x.astype("float64") + h, approximate) for h in (-step, step))
-    below, above = ends
+    below, above = (
+        oracle.gelu(x.astype("float64") + h, approximate) for h in (-step, step)
+    )
     np.testing.assert_allclose(slope, (above - below) / (2 * step), atol=2e-6)
 
 
