@@ -14,7 +14,7 @@ That was on two shared CPU cores in 30 s, with Keras 3.15.1 and TensorFlow 2.21.
 import argparse
 
 from keras_mixer import data, evaluation, visualize
-from keras_mixer.model_files import read_model
+from keras_mixer.hub.model_files import read_model
 
 
 def main():

@@ -12,7 +12,7 @@ mechanism.
 import argparse
 
 from keras_mixer import data, training
-from keras_mixer.family import CONSTRUCTORS
+from keras_mixer.models.family import CONSTRUCTORS
 
 
 def main():

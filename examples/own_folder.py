@@ -12,7 +12,7 @@ from pathlib import Path
 
 import keras_mixer
 from keras_mixer import data, training
-from keras_mixer.rebuilding import rebuilt
+from keras_mixer.models.rebuild import rebuilt
 
 
 def main():

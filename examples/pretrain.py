@@ -12,8 +12,8 @@ import argparse
 import math
 
 from keras_mixer import data, training
-from keras_mixer.adaptation import set_head_bias
-from keras_mixer.family import CONSTRUCTORS
+from keras_mixer.models.family import CONSTRUCTORS
+from keras_mixer.training.adaptation import set_head_bias
 
 
 def main():

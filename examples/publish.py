@@ -14,8 +14,8 @@ import keras
 import numpy as np
 
 import keras_mixer
-from keras_mixer.model_files import read_model, write_folder
-from keras_mixer.verify import verify
+from keras_mixer.hub.model_files import read_model, write_folder
+from keras_mixer.hub.verification import verify
 
 
 def main():

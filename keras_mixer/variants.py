@@ -130,3 +130,10 @@ def count_params(*, input_shape, patch_size, **sizes):
         **sizes,
     )
     return sum(math.prod(shape) for shape in shapes.values())
+
+
+def parameter_count(config):
+    """Return the number of parameters of the model of an `MLPMixer.config`."""
+    sizes = ("patch_size", "hidden_dim", "num_blocks", "tokens_mlp_dim")
+    sizes += ("channels_mlp_dim", "input_shape", "num_classes")
+    return count_params(**{name: config[name] for name in sizes})

@@ -18,9 +18,10 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import keras  # noqa: E402
 import numpy as np  # noqa: E402
 
-from keras_mixer import data, distribution, long_run  # noqa: E402
-from keras_mixer.model import mlp_mixer  # noqa: E402
-from keras_mixer.optimizers import finetune_optimizer  # noqa: E402
+from keras_mixer import data, distribution  # noqa: E402
+from keras_mixer.models.mixer import mlp_mixer  # noqa: E402
+from keras_mixer.training import resumable_fit  # noqa: E402
+from keras_mixer.training.optimizers import finetune_optimizer  # noqa: E402
 
 STEPS = 8
 BATCH = 8
@@ -67,7 +68,7 @@ def train(devices, folder, *, total_steps=STEPS, save_every=4):
     """Two epochs of four steps, validated on 13 examples: nothing divides them."""
     with devices.scope():
         model = compiled_model(total_steps)
-    history = long_run.fit(
+    history = resumable_fit.fit(
         model,
         source(),
         source(13, seed=1),

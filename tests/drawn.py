@@ -3,7 +3,7 @@
 import oracle
 from conftest import TINY
 
-from keras_mixer.model import mlp_mixer
+from keras_mixer.models.mixer import mlp_mixer
 
 LABELS = ("ant", "bee", "cat", "dog", "elk")
 

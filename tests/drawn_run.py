@@ -22,7 +22,7 @@ def drawn_source(examples=40, size=16):
 
 
 def drawn_mixer(**changes):
-    from keras_mixer.model import mlp_mixer
+    from keras_mixer.models.mixer import mlp_mixer
 
     sizes = {
         "patch_size": 8,

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
-from keras_mixer.model import mlp_mixer
+from keras_mixer.models.mixer import mlp_mixer
 
 DATA = Path(__file__).parent / "data"
 

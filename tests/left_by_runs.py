@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from keras_mixer.checkpointing import Checkpoints
+from keras_mixer.training.run_checkpoints import Checkpoints
 
 
 def last_step(folder):

@@ -13,11 +13,7 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
 from keras_mixer import preprocessing
-from keras_mixer.preprocessing import (
-    Preprocessing,
-    list_images,
-    preprocess,
-)
+from keras_mixer.preprocessing import Preprocessing, list_images, preprocess
 
 SIZES = [(37, 53), (301, 200), (20, 13), (64, 64), (5, 90), (1, 1), (256, 256)]
 

@@ -21,19 +21,19 @@ import tempfile
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from keras_mixer.checkpoints import (
+from keras_mixer.checkpoints.manifest import CARD, METADATA
+from keras_mixer.checkpoints.records import (
     NOT_PUBLISHED,
     find_checkpoint,
     list_checkpoints,
     weights_path,
 )
-from keras_mixer.hub import push_to_hub
-from keras_mixer.hub_files import sha256_of
-from keras_mixer.model import mlp_mixer
-from keras_mixer.model_files import read_model, write_folder
-from keras_mixer.repository import CARD, METADATA
+from keras_mixer.files import sha256_of
+from keras_mixer.hub.model_files import read_model, write_folder
+from keras_mixer.hub.publish import push_to_hub
+from keras_mixer.hub.verification import verify
+from keras_mixer.models.mixer import mlp_mixer
 from keras_mixer.variants import parse_variant
-from keras_mixer.verify import verify
 
 PUBLISHED = Path(__file__).parent / "published.json"
 

@@ -13,10 +13,11 @@ import re
 import sys
 from pathlib import Path
 
-from keras_mixer import published
-from keras_mixer.checkpoints import find_checkpoint
-from keras_mixer.hub_files import download, parse_address, sha256_of
-from keras_mixer.manifest import CHECKSUMS, read_checksums
+from keras_mixer.checkpoints import published
+from keras_mixer.checkpoints.hub_files import download_file, parse_address
+from keras_mixer.checkpoints.manifest import CHECKSUMS, read_checksums
+from keras_mixer.checkpoints.records import find_checkpoint
+from keras_mixer.files import sha256_of
 
 PUBLISHED = Path(__file__).parent / "published.json"
 
@@ -68,7 +69,7 @@ def read_records(path):
 
 def files_of(repository, commit):
     """Return the (name, sha256, size) of every file at a commit, sorted."""
-    path = download(repository, CHECKSUMS, commit)
+    path = download_file(repository, CHECKSUMS, commit)
     checksums = read_checksums(path, f"hf://{repository}@{commit}")
     checksums[CHECKSUMS] = {"sha256": sha256_of(path), "size": path.stat().st_size}
     files = []

@@ -22,10 +22,10 @@ from pathlib import Path
 import keras
 
 from keras_mixer import MixerTi4, data, training
+from keras_mixer.hub.repository import write_repository
 from keras_mixer.labels import CIFAR10_LABELS
+from keras_mixer.models.rebuild import rebuilt
 from keras_mixer.preprocessing import Preprocessing
-from keras_mixer.rebuilding import rebuilt
-from keras_mixer.repository import write_repository
 
 BATCH_SIZE = 256
 RECIPE = {

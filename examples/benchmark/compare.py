@@ -18,8 +18,8 @@ from contextlib import ExitStack
 
 import numpy as np
 
-from keras_mixer.measurements import Case
-from keras_mixer.timing import alternate, speed_ratio, timed
+from keras_mixer.benchmark.records import Case
+from keras_mixer.benchmark.timing import alternate, speed_ratio, timed
 
 BACKENDS = {
     f"{who}-{backend}": backend

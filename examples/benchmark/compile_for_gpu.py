@@ -25,10 +25,11 @@ from flax_mixer import MlpMixer  # noqa: E402
 from jax.experimental import topologies  # noqa: E402
 from kernels import account  # noqa: E402
 
-from keras_mixer import mlp_mixer, operations  # noqa: E402
-from keras_mixer.adaptation import set_remat  # noqa: E402
-from keras_mixer.layers import zero_kernels  # noqa: E402
-from keras_mixer.measurements import Case  # noqa: E402
+from keras_mixer import mlp_mixer  # noqa: E402
+from keras_mixer.benchmark.records import Case  # noqa: E402
+from keras_mixer.layers import operations  # noqa: E402
+from keras_mixer.layers.mixer import zero_kernels  # noqa: E402
+from keras_mixer.training.adaptation import set_remat  # noqa: E402
 
 _H200 = """
 platform_name: "CUDA"

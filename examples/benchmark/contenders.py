@@ -37,7 +37,7 @@ def _keras(name, case, images, labels):
     import keras
 
     import keras_mixer
-    from keras_mixer.bare_steps import ForwardPass, TrainingStep
+    from keras_mixer.benchmark.compiled_steps import ForwardPass, TrainingStep
 
     if name.startswith("naive"):
         from naive_mixer import naive_mixer
@@ -60,7 +60,7 @@ def _keras(name, case, images, labels):
 
 def _exported(name, case, images):
     import keras_mixer
-    from keras_mixer.export_runtimes import load_onnx, load_openvino
+    from keras_mixer.export.runtimes import load_onnx, load_openvino
 
     _, runtime, *int8 = name.split("-")
     runtimes = {"onnx": (".onnx", load_onnx), "openvino": (".xml", load_openvino)}

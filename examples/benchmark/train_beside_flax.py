@@ -19,8 +19,8 @@ from flax.traverse_util import unflatten_dict
 from flax_mixer import MlpMixer
 
 from keras_mixer import data, mlp_mixer, training
-from keras_mixer.convert import to_official
-from keras_mixer.model import model_weights
+from keras_mixer.checkpoints.convert import to_official
+from keras_mixer.models.mixer import model_weights
 from keras_mixer.variants import parse_variant
 
 

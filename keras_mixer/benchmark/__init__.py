@@ -1,0 +1,56 @@
+"""Speed and memory of models here, and of programs compiled for other devices.
+
+How good a model is does not belong here: see `keras_mixer.evaluation`.
+"""
+
+from keras_mixer.benchmark.compiled_steps import (
+    ForwardPass,
+    TrainingStep,
+)
+from keras_mixer.benchmark.flops import (
+    growth_exponent,
+    matrix_flops,
+    matrix_product_ceiling,
+)
+from keras_mixer.benchmark.machine import (
+    describe_machine,
+)
+from keras_mixer.benchmark.measure import (
+    run,
+)
+from keras_mixer.benchmark.records import (
+    Case,
+    Report,
+    Result,
+    growth,
+)
+from keras_mixer.benchmark.report import (
+    figure,
+    tables,
+)
+from keras_mixer.benchmark.timing import (
+    alternate,
+    speed_ratio,
+    timed,
+    wait,
+)
+
+__all__ = [
+    "Case",
+    "ForwardPass",
+    "Report",
+    "Result",
+    "TrainingStep",
+    "alternate",
+    "describe_machine",
+    "figure",
+    "growth",
+    "growth_exponent",
+    "matrix_flops",
+    "matrix_product_ceiling",
+    "run",
+    "speed_ratio",
+    "tables",
+    "timed",
+    "wait",
+]

@@ -1,0 +1,89 @@
+"""How many floating-point operations a Mixer needs, and how many a device can do.
+
+Both count matrix products only, a multiplication and an addition as two. Everything
+else (norms, GELU, residuals) is work that a perfect implementation hides behind them.
+"""
+
+import math
+import statistics
+
+from keras import ops, random
+
+from keras_mixer.benchmark.compiled_steps import compiled
+from keras_mixer.benchmark.timing import timed
+from keras_mixer.variants import weight_shapes
+
+
+def matrix_flops(*, input_shape, patch_size, training=False, **sizes):
+    """Return the operations of all matrix products for one image.
+
+    A kernel of shape `(m, n)` applied to `k` vectors takes `2 k m n`: k is the number
+    of patches S in the stem and in channel mixing, C in token mixing, 1 in the head.
+    So the cost is linear in S while `tokens_mlp_dim` stays (paper, section 2).
+
+    Args:
+        input_shape: `(height, width, channels)`.
+        patch_size: Edge of a patch in pixels.
+        training: Whether to add the gradients: those of a kernel and of its input take
+            as much as its product; nobody needs those of the images.
+        **sizes: The others of `mlp_mixer`, and `num_classes`.
+    """
+    height, width, channels = input_shape
+    num_patches = (height // patch_size) * (width // patch_size)
+    shapes = weight_shapes(
+        patch_size=patch_size, num_patches=num_patches, channels=channels, **sizes
+    )
+    flops = 0
+    for path, shape in shapes.items():
+        if not path.endswith("/kernel"):
+            continue
+        vectors = num_patches
+        if "/token_mixing/" in path:
+            vectors = sizes["hidden_dim"]
+        elif path == "head/kernel":
+            vectors = 1
+        passes = 1
+        if training:
+            passes = 2 if path.startswith("stem/") else 3
+        flops += 2 * passes * vectors * math.prod(shape)
+    return flops
+
+
+def matrix_product_ceiling(dtype, *, smallest=512, largest=16384, long_enough=0.05):
+    """Return the most operations per second that square matrix products reach here.
+
+    The edge doubles until a product takes `long_enough` seconds; the best of five
+    products of every size counts.
+
+    Args:
+        dtype: Of the matrices, such as `"bfloat16"`.
+        smallest: First edge.
+        largest: Last edge: three such matrices must fit the device's memory.
+        long_enough: Seconds.
+    """
+    product = compiled(ops.matmul, jit_compile=False)
+    best, edge = 0.0, smallest
+    while edge <= largest:
+        a, b = (random.normal((edge, edge), dtype=dtype, seed=i) for i in range(2))
+        timed(lambda a=a, b=b: product(a, b))  # compiles
+        seconds = min(timed(lambda a=a, b=b: product(a, b)) for _ in range(5))
+        best = max(best, 2 * edge**3 / seconds)
+        if seconds > long_enough:
+            break
+        edge *= 2
+    return best
+
+
+def growth_exponent(counts, seconds):
+    """Return the exponent `p` of `seconds ~ counts**p`: least squares on logarithms.
+
+    Raises:
+        ValueError: If there are not two different counts.
+    """
+    if len(set(counts)) < 2 or len(counts) != len(seconds):
+        raise ValueError(
+            "An exponent needs two different counts and a time for each. Received: "
+            f"counts={list(counts)}, seconds={list(seconds)}"
+        )
+    x, y = ([math.log(value) for value in values] for values in (counts, seconds))
+    return statistics.linear_regression(x, y).slope

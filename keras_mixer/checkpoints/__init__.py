@@ -1,0 +1,79 @@
+"""The published weights: what there is, where it lies, how it is fetched and read.
+
+Arrays come out of here, never a model: building one is the task of
+`keras_mixer.models`, publishing one that of `keras_mixer.hub`.
+"""
+
+from keras_mixer.checkpoints.convert import (
+    check_finite,
+    check_weights,
+    describe,
+    shapes_of,
+)
+from keras_mixer.checkpoints.hub_files import (
+    download_file,
+    parse_address,
+    with_retries,
+)
+from keras_mixer.checkpoints.locate import (
+    in_folder,
+    locate,
+    open_repository,
+    read_published,
+)
+from keras_mixer.checkpoints.manifest import (
+    ACTIVATIONS,
+    CARD,
+    CHECKSUMS,
+    CONFIG,
+    LABELS,
+    MAX_PARAMETERS,
+    METADATA,
+    WEIGHTS,
+    make_entry,
+)
+from keras_mixer.checkpoints.records import (
+    Checkpoint,
+    HubFile,
+    find_checkpoint,
+    is_cached,
+    list_checkpoints,
+    weights_path,
+)
+from keras_mixer.checkpoints.weight_files import (
+    WEIGHT_ENDINGS,
+    read_weights,
+    write_official,
+)
+
+__all__ = [
+    "ACTIVATIONS",
+    "CARD",
+    "CHECKSUMS",
+    "CONFIG",
+    "Checkpoint",
+    "HubFile",
+    "LABELS",
+    "MAX_PARAMETERS",
+    "METADATA",
+    "WEIGHTS",
+    "WEIGHT_ENDINGS",
+    "check_finite",
+    "check_weights",
+    "describe",
+    "download_file",
+    "find_checkpoint",
+    "in_folder",
+    "is_cached",
+    "list_checkpoints",
+    "locate",
+    "make_entry",
+    "open_repository",
+    "parse_address",
+    "read_published",
+    "read_weights",
+    "shapes_of",
+    "weights_path",
+    "with_retries",
+    "write_official",
+]

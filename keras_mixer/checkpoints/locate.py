@@ -1,0 +1,94 @@
+"""Where the files of a published model lie: a folder here, or one commit of the Hub."""
+
+from pathlib import Path
+
+from keras_mixer.checkpoints.hub_files import (
+    download_file,
+    parse_address,
+    remember_revision,
+    resolve_revision,
+)
+from keras_mixer.checkpoints.manifest import (
+    CHECKSUMS,
+    CONFIG,
+    MAX_CHECKSUMS_SIZE,
+    MAX_CONFIG_SIZE,
+    WEIGHTS,
+    not_ours,
+    read_checksums,
+    read_config,
+)
+from keras_mixer.files import NoSuchFileError, mismatch
+from keras_mixer.variants import parameter_count
+
+
+def locate(source):
+    """Return the `Entry` and the path of the weights of what `from_pretrained` takes.
+
+    For models that are built in another way than they were published; raises the same.
+    """
+    return read_published(source, open_repository)
+
+
+def read_published(source, read):
+    """Return `read(fetch, source)`, all files of one folder or one commit."""
+    if not str(source).startswith("hf://"):
+        return read(in_folder(source), str(source))
+    repo_id, revision = parse_address(source)
+    commit = resolve_revision(repo_id, revision)
+
+    def fetch(filename, **expected):
+        return download_file(repo_id, filename, commit, **expected)
+
+    result = read(fetch, source)
+    remember_revision(repo_id, revision, commit)
+    return result
+
+
+def open_repository(fetch, source):
+    """Return the `Entry` of a published model and the path of its weights.
+
+    Args:
+        fetch: A function `(filename, *, sha256, size, max_size)` that returns the path
+            of a file whose content is the expected one.
+        source: What to call the repository in messages.
+
+    Raises:
+        ValueError: If the files are not those of an `MLPMixer`.
+        OSError: As `fetch` does.
+    """
+    try:
+        path = fetch(CHECKSUMS, max_size=MAX_CHECKSUMS_SIZE)
+    except NoSuchFileError as error:
+        raise not_ours(source, f"it has no {CHECKSUMS}") from error
+    checksums = read_checksums(path, source)
+    path = fetch(CONFIG, **checksums[CONFIG], max_size=MAX_CONFIG_SIZE)
+    entry = read_config(path, source)
+    # Beside its numbers the file holds groups of layers, and the states of dropouts.
+    max_size = 4 * parameter_count(entry.architecture) + 2**20
+    max_size += 2**16 * entry.architecture["num_blocks"]
+    return entry, fetch(WEIGHTS, **checksums[WEIGHTS], max_size=max_size)
+
+
+def in_folder(folder):
+    """Return the `fetch` of `read_repository` for a folder of this machine.
+
+    Raises:
+        FileNotFoundError: If there is no such folder.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"There is no folder {str(folder)!r}. A repository on the Hub is "
+            "hf://owner/name."
+        )
+
+    def fetch(filename, *, sha256=None, size=None, max_size=None):
+        path = folder / filename
+        if not path.is_file():
+            raise NoSuchFileError(f"There is no {filename} in {str(folder)!r}")
+        if problem := mismatch(path, sha256, size):
+            raise OSError(f"{path} is damaged: {problem}. Get it again.")
+        return path
+
+    return fetch

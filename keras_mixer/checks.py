@@ -1,0 +1,47 @@
+"""Checks of arguments that every wing shares: sizes, rates, shapes of images."""
+
+from numbers import Integral, Real
+
+
+def check_dim(name, value):
+    """Return `value` if it is a positive integer, else raise a `ValueError`."""
+    if not _is_dim(value):
+        raise ValueError(
+            f"`{name}` must be a positive integer. Received: {name}={value!r}"
+        )
+    return int(value)
+
+
+def check_rate(name, value):
+    """Return `value` if it lies in [0, 1), else raise a `ValueError`."""
+    if not isinstance(value, Real) or not 0 <= value < 1:
+        raise ValueError(f"`{name}` must lie in [0, 1). Received: {name}={value!r}")
+    return float(value)
+
+
+def check_image_shape(image_shape, patch_size):
+    """Return `image_shape` if it can be cut into patches, else raise a `ValueError`.
+
+    The message names the nearest sizes that can.
+    """
+    image_shape = tuple(image_shape)
+    if len(image_shape) != 3 or any(not _is_dim(size) for size in image_shape):
+        raise ValueError(
+            "The image shape must be (height, width, channels), all known and positive "
+            "(a Mixer's token-mixing kernels depend on the number of patches). "
+            f"Received: {image_shape}"
+        )
+    for edge, size in zip(("height", "width"), image_shape, strict=False):
+        if size % patch_size:
+            below = size - size % patch_size
+            nearest = [str(n) for n in (below, below + patch_size) if n]
+            raise ValueError(
+                f"The image {edge} must be a multiple of `patch_size`. "
+                f"Received: {edge}={size}, patch_size={patch_size}. "
+                f"The nearest {edge}s are {' and '.join(nearest)}."
+            )
+    return image_shape
+
+
+def _is_dim(size):
+    return isinstance(size, Integral) and not isinstance(size, bool) and size > 0

@@ -1,0 +1,185 @@
+"""The commands `finetune` and `pretrain`: data and a model in, a trained model out."""
+
+import math
+
+from keras_mixer.cli.arguments import (
+    add_command,
+    add_data_options,
+    add_model_options,
+    chosen_model,
+    opened_source,
+)
+from keras_mixer.cli.training_options import (
+    add_finetune_options,
+    add_pretrain_options,
+    finetune_arguments,
+    grid_splits,
+    pretrain_arguments,
+)
+
+
+def add(commands):
+    """Add both commands to the command line."""
+    command = add_command(
+        commands, "finetune", _finetune, "fine-tune a model on a data set"
+    )
+    add_model_options(command)
+    add_data_options(command, split="train", validation_split="test")
+    add_finetune_options(command)
+
+    command = add_command(
+        commands, "pretrain", _pretrain, "train a model from random weights"
+    )
+    add_model_options(command)
+    command.set_defaults(weights="none")
+    add_data_options(command, split="train", validation_split="validation")
+    add_pretrain_options(command)
+
+
+def _finetune(options):
+    from keras_mixer import training
+    from keras_mixer.models import rebuilt, resize
+
+    arguments = finetune_arguments(options)
+    grid = grid_splits(options) if options.grid is not None else None
+    devices, train, validation = _begin(options)
+
+    def build():
+        model = rebuilt(
+            chosen_model(options),
+            labels=train.label_names,
+            classifier_activation=None,
+            dtype=options.dtype,
+        )
+        shape = _image_shape(options, model)
+        return resize(model, shape) if shape != model.input_shape[1:] else model
+
+    with devices.scope():
+        if grid:
+            rates, *splits = grid
+            best, accuracies = training.finetune_rates(
+                build,
+                *(opened_source(options, split) for split in splits),
+                base_learning_rates=rates,
+                output_dir=options.output / "grid",
+                distribution=devices,
+                **arguments,
+            )
+            arguments["base_learning_rate"] = best
+            for rate, accuracy in accuracies.items():
+                _say(devices, f"learning rate {rate:g}: {accuracy:.2%} on {splits[1]}")
+        model = build()
+    history = training.finetune(
+        model,
+        train,
+        validation,
+        output_dir=options.output,
+        distribution=devices,
+        **arguments,
+    )
+    _finish(options, devices, model, history, arguments.get("loss", "softmax"))
+
+
+def _pretrain(options):
+    from keras_mixer import training
+    from keras_mixer.training import set_head_bias
+
+    devices, train, validation = _begin(options)
+    of_model, arguments = pretrain_arguments(options, train.num_examples)
+    loss = arguments.get("loss", "softmax")
+    if options.image_size:
+        of_model["input_shape"] = (options.image_size, options.image_size, 3)
+    with devices.scope():
+        model = chosen_model(
+            options,
+            num_classes=train.num_classes,
+            classifier_activation=None,
+            dtype=options.dtype,
+            **of_model,
+        )
+        if loss == "sigmoid":
+            # At the start a class is as probable as it is frequent; -6.9 for 1000.
+            set_head_bias(model, -math.log(train.num_classes))
+    model.labels = train.label_names
+    history = training.pretrain(
+        model,
+        train,
+        validation,
+        output_dir=options.output,
+        distribution=devices,
+        **arguments,
+    )
+    _finish(options, devices, model, history, loss)
+
+
+def _begin(options):
+    """Start the devices and open the data, before anything large is made."""
+    import keras
+
+    from keras_mixer import distribution
+
+    devices = distribution.start(
+        options.distribute,
+        coordinator=options.coordinator,
+        num_processes=options.num_processes,
+        process_id=options.process_id,
+    )
+    train = opened_source(options, options.split)
+    validation = None
+    measured = "none"
+    if options.validation_split != "none":
+        validation = opened_source(options, options.validation_split)
+        measured = f"{validation.num_examples:,}"
+    keras.utils.set_random_seed(options.seed)
+    _say(
+        devices,
+        f"{options.data}: {train.num_classes} classes, {train.num_examples:,} images "
+        f"to train on, {measured} to measure on",
+    )
+    return devices, train, validation
+
+
+def _image_shape(options, model):
+    _, height, width, channels = model.input_shape
+    if options.image_size:
+        height = width = options.image_size
+    return height, width, channels
+
+
+def _finish(options, devices, model, history, loss):
+    """Write the trained model and its curves, and say where they are."""
+    from keras_mixer import visualize
+    from keras_mixer.hub import write_folder, write_model
+    from keras_mixer.models import rebuilt
+
+    # On all hosts: what spans them is read by all of them.
+    trained = rebuilt(
+        model,
+        classifier_activation=loss,  # "softmax" or "sigmoid"
+        dropout_rate=0.0,
+        stochastic_depth_rate=0.0,
+    )
+    if not devices.is_chief:
+        return
+    facts = {}
+    measured = [a for a in history.history.get("val_accuracy", []) if not math.isnan(a)]
+    if measured:
+        accuracy = max(measured) if options.use_best else measured[-1]
+        facts["accuracy"] = (
+            f"{accuracy:.2%} on {options.data}, {options.validation_split}"
+        )
+    output = options.output
+    write_model(trained, output / "model.keras", overwrite=True)
+    write_folder(trained, output / "model", overwrite=True, metrics=facts)
+    curves = visualize.training_curves({options.command: history})
+    visualize.save(curves, output / "curves.png")
+    for name, value in facts.items():
+        print(f"{name.capitalize()}: {value}")
+    print("Written:")
+    for name in ("model.keras", "model", "curves.png", "log.csv"):
+        print(f"  {output / name}")
+
+
+def _say(devices, text):
+    if devices.is_chief:
+        print(text, flush=True)

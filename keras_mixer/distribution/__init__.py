@@ -1,0 +1,11 @@
+"""Where a model lives and who trains it: one device or many, on each backend.
+
+`start` turns a name such as `"mirrored"` or `"data"` into devices with a scope, a part
+of the data, and loops of training and evaluation. Which model is trained, and how, is
+not known here.
+"""
+
+from keras_mixer.distribution import jax_devices
+from keras_mixer.distribution.start import SingleDevice, start
+
+__all__ = ["SingleDevice", "jax_devices", "start"]

@@ -1,0 +1,142 @@
+"""torch's DistributedDataParallel: one process per GPU, started by `torchrun`."""
+
+import os
+from contextlib import contextmanager, nullcontext
+from datetime import timedelta
+
+import keras
+import numpy as np
+
+from keras_mixer.distribution import loops
+
+
+class DataParallel:
+    """Every process of the job holds the whole model and trains on its own device.
+
+    Keras 3.15 has no distribution for torch: its `fit` would train a model of its own
+    in every process. A Keras model is a `torch.nn.Module`, so torch's own wrapper
+    averages the gradients before the Keras optimizer takes them.
+
+    Args:
+        timeout: Seconds to wait for another process.
+
+    Attributes:
+        shard, num_replicas, is_chief: As in `SingleDevice`.
+
+    Raises:
+        ValueError: If the process was not started by `torchrun`.
+    """
+
+    def __init__(self, timeout):
+        import torch
+
+        if not {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= os.environ.keys():
+            raise ValueError(
+                'Distribution "ddp" reads RANK, WORLD_SIZE and MASTER_ADDR. Start the '
+                "script with `torchrun --nproc-per-node=GPUS script.py`."
+            )
+        cuda = torch.cuda.is_available()
+        if cuda:
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+        torch.distributed.init_process_group(
+            "nccl" if cuda else "gloo", timeout=timedelta(seconds=timeout)
+        )
+        self.num_replicas = torch.distributed.get_world_size()
+        self.shard = (torch.distributed.get_rank(), self.num_replicas)
+        self.is_chief = self.shard[0] == 0
+
+    def scope(self):
+        """Return the context in which to build, load and compile the model."""
+        return nullcontext()
+
+    def fit(self, model, batches, **arguments):
+        """Train as `model.fit` does; `batches` holds this process's shard.
+
+        Raises:
+            RuntimeError: If another process has ended.
+        """
+        from torch.nn.parallel import DistributedDataParallel
+
+        parallel = DistributedDataParallel(model)  # and the weights of the chief
+
+        def train_step(batch):
+            return self._train_step(model, parallel, batch)
+
+        with self._others_alive():
+            return loops.fit(model, batches, train_step, self._logs, **arguments)
+
+    def _train_step(self, model, parallel, batch):
+        """Make the step of the global batch and return its metrics."""
+        import torch
+
+        x, y, *weights = (_tensor(part) for part in batch)
+        weights = weights[0] if weights else None
+        parallel.zero_grad()
+        predictions = parallel(x, training=True)
+        loss = model.compute_loss(x, y, predictions, weights)
+        model.optimizer.scale_loss(loss).backward()  # and averages the gradients
+        with torch.no_grad():
+            variables = model.trainable_variables
+            model.optimizer.apply([v.value.grad for v in variables], variables)
+            y, predictions = self._gather(y), self._gather(predictions)
+            weights = None if weights is None else self._gather(weights)
+            loss = self._gather(loss[None]).mean()
+            model.metrics[0].update_state(loss, sample_weight=len(y))
+            return model.compute_metrics(None, y, predictions, weights)
+
+    def evaluate(self, model, batches, *, steps=None, return_dict=False, verbose=0):
+        """Return what `model.evaluate` does; `batches` holds this process's shard."""
+        with self._others_alive():
+            return loops.evaluate(
+                model,
+                batches,
+                model.predict_on_batch,
+                self._add_up,
+                steps=steps,
+                return_dict=return_dict,
+            )
+
+    def predict(self, model, x, **arguments):
+        """Return what `model.predict(x, **arguments)` returns, in every process."""
+        return model.predict(x, **arguments)
+
+    def _gather(self, part):
+        """Return the parts of all processes, in their order, as one tensor."""
+        import torch
+
+        parts = [torch.empty_like(part) for _ in range(self.num_replicas)]
+        torch.distributed.all_gather(parts, part.contiguous())
+        return torch.cat(parts)
+
+    def _add_up(self, arrays):
+        return [
+            keras.ops.convert_to_numpy(self._gather(_tensor(array)[None]).sum(axis=0))
+            for array in arrays
+        ]
+
+    def _logs(self, model, batches):
+        return self.evaluate(model, batches, return_dict=True)
+
+    @contextmanager
+    def _others_alive(self):
+        import torch
+
+        try:
+            yield
+        except RuntimeError as error:
+            lost = isinstance(error, torch.distributed.DistError)
+            if not lost and "gloo" not in str(error):
+                raise
+            raise RuntimeError(loops.LOST) from error
+
+
+def _tensor(array):
+    return keras.ops.convert_to_tensor(np.asarray(array))
+
+
+def num_processes():
+    """Return how many processes torch knows of, 1 without a process group."""
+    import torch
+
+    group = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return torch.distributed.get_world_size() if group else 1

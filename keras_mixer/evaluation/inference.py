@@ -1,0 +1,69 @@
+"""A model's outputs for every example of a data set, one batch after another."""
+
+import math
+
+import keras
+import numpy as np
+from rich.console import Console
+from rich.progress import track
+
+from keras_mixer.data import evaluation_batches
+from keras_mixer.models import check_mixer
+
+
+def outputs(
+    model, source, *, node=None, batch_size=64, preprocessing=None, progress=False
+):
+    """Yield `(outputs, labels)` of one pass over a data set, in its order.
+
+    Images are resized and cropped as the model's record says. Every batch has the same
+    shape: the last one is filled up, and what filled it is left out of the result.
+
+    Args:
+        model: An `MLPMixer`.
+        source: The `data.Source` of the examples.
+        node: Name of the node to return, such as `"pre_logits"`; `None` for the
+            model's own output.
+        batch_size: Images per step. Positive.
+        preprocessing: The `Preprocessing` record of the images; `None` for the model's
+            own. The range of the pixels is the model's in any case.
+        progress: Whether to show a progress bar on the standard error, if that is a
+            terminal.
+
+    Yields:
+        `(outputs, labels)`, NumPy arrays of `(n, ...)` and `(n,)`, `n <= batch_size`.
+
+    Raises:
+        ImportError: If TensorFlow, which reads the images, is not installed.
+        ValueError: If an argument is out of its range.
+    """
+    check_mixer(model)
+    batches = evaluation_batches(
+        source,
+        image_size=model.input_shape[1:3],
+        batch_size=batch_size,
+        preprocessing=preprocessing or model.preprocessing,
+        pad=True,
+    )
+    network = model.features(node) if node else model
+    scale, offset = 1.0, 0.0
+    if not model.config["include_preprocessing"]:
+        scale, offset = model.preprocessing.scale, model.preprocessing.offset
+    console = Console(stderr=True)
+    for images, labels, weights in track(
+        batches.as_numpy_iterator(),
+        description=f"{source.num_examples:,} images",
+        total=math.ceil(source.num_examples / batch_size),
+        console=console,
+        transient=True,
+        disable=not (progress and console.is_terminal),
+    ):
+        values = network.predict_on_batch(images * scale + offset)
+        real = weights > 0
+        yield keras.ops.convert_to_numpy(values)[real], labels.argmax(axis=1)[real]
+
+
+def read_labels(source):
+    """Return the labels of a data set, `(N,)` integers, without decoding an image."""
+    labels = source.dataset.map(lambda _, label: label)
+    return np.fromiter(labels.as_numpy_iterator(), np.int64)

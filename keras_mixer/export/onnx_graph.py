@@ -1,0 +1,145 @@
+"""The same Mixer in the operators of ONNX, written from its weights.
+
+The graph is the same from every backend, takes batches of any size, and keeps each
+LayerNorm and GELU one operator, which the runtimes compute in one pass; what a
+converter finds in a traced model depends on the backend and falls into pieces.
+
+Source: ONNX operators, opset 20 (`Gelu`; `LayerNormalization` since 17).
+"""
+
+import numpy as np
+
+from keras_mixer.layers import LAYER_NORM_EPSILON
+from keras_mixer.models import model_weights
+
+INPUT, OUTPUT = "images", "outputs"
+
+_OPSET, _IR_VERSION = 20, 9  # the first versions that have all operators used here
+_ACTIVATIONS = {
+    "log_softmax": "LogSoftmax",
+    "sigmoid": "Sigmoid",
+    "softmax": "Softmax",
+}
+
+
+def onnx_model(model):
+    """Return an `onnx.ModelProto` that computes in float32 what a Mixer computes.
+
+    Args:
+        model: An `MLPMixer`. LoRA adapters are merged into their kernels.
+
+    Returns:
+        A model with the input `images`, float32 `(batch, height, width, channels)`, and
+        the output `outputs`, `(batch, num_classes)` or `(batch, hidden_dim)`.
+
+    Raises:
+        ImportError: If the package `onnx` is not installed.
+        ValueError: If the model is quantized, or the activation of its head is neither
+            softmax, log-softmax, sigmoid nor none.
+    """
+    activation = model.config["classifier_activation"]
+    if activation not in (None, "linear", *_ACTIVATIONS):
+        raise ValueError(
+            "The activation of the head must be one of "
+            f"{', '.join(_ACTIVATIONS)} or none. Received: {activation!r}. Build the "
+            "model with `classifier_activation=None`, and apply yours to its outputs."
+        )
+    return _Graph(model_weights(model)).mixer(model)
+
+
+class _Graph:
+    """Nodes in the order of computation. Methods add some and return the last name."""
+
+    def __init__(self, weights):
+        import onnx
+
+        self.onnx = onnx
+        self.weights = weights
+        self.nodes, self.constants = [], []
+
+    def mixer(self, model):
+        helper, float32 = self.onnx.helper, self.onnx.TensorProto.FLOAT
+        shape = model.input_shape[1:]
+        images = helper.make_tensor_value_info(INPUT, float32, ["batch", *shape])
+        x = self._stem(INPUT, model)
+        approximate = "tanh" if model.config["approximate_gelu"] else "none"
+        for block in model.blocks:
+            x = self._block(x, block.name, approximate)
+        x = self._norm(x, "pre_head_layer_norm")
+        axes = self._constant("pre_logits/axes", np.array([1]))
+        x = self._add("ReduceMean", x, axes, keepdims=0)
+        if model.config["num_classes"]:
+            x = self._dense(x, "head")
+            activation = model.config["classifier_activation"]
+            if activation in _ACTIVATIONS:
+                x = self._add(_ACTIVATIONS[activation], x)
+        self.nodes[-1].output[0] = OUTPUT
+        outputs = helper.make_tensor_value_info(
+            OUTPUT, float32, ["batch", model.output_shape[-1]]
+        )
+        graph = helper.make_graph(
+            self.nodes, model.name, [images], [outputs], self.constants
+        )
+        return helper.make_model(
+            graph,
+            producer_name="keras_mixer",
+            ir_version=_IR_VERSION,
+            opset_imports=[helper.make_opsetid("", _OPSET)],
+        )
+
+    def _stem(self, x, model):
+        config, record = model.config, model.preprocessing
+        size, (height, width, channels) = config["patch_size"], config["input_shape"]
+        rows, columns = height // size, width // size
+        if config["include_preprocessing"]:
+            scale = self._constant("normalization/scale", np.float32(record.scale))
+            offset = self._constant("normalization/offset", np.float32(record.offset))
+            x = self._add("Add", self._add("Mul", x, scale), offset)
+        # A convolution whose stride is its kernel's size: cut, then one product.
+        x = self._reshape(x, "stem/cut", (rows, size, columns, size * channels))
+        x = self._add("Transpose", x, perm=(0, 1, 3, 2, 4))
+        x = self._reshape(x, "stem/patches", (rows * columns, size * size * channels))
+        return self._dense(x, "stem/projection")
+
+    def _block(self, x, name, approximate):
+        def mlp(x, name):
+            x = self._add(
+                "Gelu", self._dense(x, f"{name}/dense_0"), approximate=approximate
+            )
+            return self._dense(x, f"{name}/dense_1")
+
+        y = self._add("Transpose", self._norm(x, f"{name}/norm_0"), perm=(0, 2, 1))
+        y = self._add("Transpose", mlp(y, f"{name}/token_mixing"), perm=(0, 2, 1))
+        x = self._add("Add", x, y)
+        return self._add(
+            "Add", x, mlp(self._norm(x, f"{name}/norm_1"), f"{name}/channel_mixing")
+        )
+
+    def _dense(self, x, name):
+        kernel = self.weights[f"{name}/kernel"]
+        kernel = kernel.reshape(-1, kernel.shape[-1])  # the stem's has four axes
+        kernel = self._constant(f"{name}/kernel", kernel)
+        bias = self._constant(f"{name}/bias", self.weights[f"{name}/bias"])
+        return self._add("Add", self._add("MatMul", x, kernel), bias)
+
+    def _norm(self, x, name):
+        gamma, beta = (
+            self._constant(f"{name}/{leaf}", self.weights[f"{name}/{leaf}"])
+            for leaf in ("gamma", "beta")
+        )
+        return self._add(
+            "LayerNormalization", x, gamma, beta, epsilon=LAYER_NORM_EPSILON
+        )
+
+    def _reshape(self, x, name, shape):
+        return self._add("Reshape", x, self._constant(name, np.array((-1, *shape))))
+
+    def _add(self, operator, *inputs, **attributes):
+        name = f"{len(self.nodes)}_{operator}"
+        node = self.onnx.helper.make_node(operator, inputs, [name], name, **attributes)
+        self.nodes.append(node)
+        return name
+
+    def _constant(self, name, array):
+        self.constants.append(self.onnx.numpy_helper.from_array(array, name))
+        return name

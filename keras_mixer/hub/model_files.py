@@ -1,0 +1,228 @@
+"""Whole models in files of any kind: recognised by their endings, written whole.
+
+| ending | what it is |
+| --- | --- |
+| `.npz` | weights in the official layout |
+| `.safetensors` | weights in the layout of timm, read only |
+| `.weights.h5` | weights as Keras saves them |
+| `.keras` | a whole model as Keras saves it |
+| none of these | folder of a published model; to read, also `hf://owner/name` |
+"""
+
+import math
+from pathlib import Path
+
+import keras
+
+from keras_mixer.checkpoints import (
+    CARD,
+    CHECKSUMS,
+    CONFIG,
+    LABELS,
+    METADATA,
+    WEIGHT_ENDINGS,
+    WEIGHTS,
+    describe,
+    read_weights,
+)
+from keras_mixer.files import atomic_replace
+from keras_mixer.hub.publish import from_pretrained
+from keras_mixer.hub.repository import write_repository
+from keras_mixer.models import MLPMixer, mlp_mixer, save_official
+from keras_mixer.preprocessing import Preprocessing
+
+_WRITERS = {
+    ".npz": save_official,
+    ".weights.h5": lambda model, path: model.save_weights(path),
+    ".keras": lambda model, path: model.save(path),
+}
+# Of files that nobody would expect to become a folder.
+_NOT_WRITTEN = (".safetensors", ".h5", ".npy", ".onnx", ".pt", ".pth")
+_OUR_FILES = {CARD, CHECKSUMS, CONFIG, LABELS, METADATA, WEIGHTS}
+
+
+def read_model(source, *, input_shape=None, approximate_gelu=None, value_range=None):
+    """Return the model in a file or folder of any kind that this package knows.
+
+    A file of weights alone tells all sizes but those of the image. What it does not
+    tell can be given; a whole model tells everything itself.
+
+    Args:
+        source: A path, or `"hf://owner/name[@revision]"`.
+        input_shape: `(height, width, channels)`; `None` for the square image that has
+            as many patches as the weights.
+        approximate_gelu: Tanh form of GELU (`True`) or the exact one (`False`); `None`:
+            exact for a timm file, else tanh.
+        value_range: What the pixel values 0 and 255 become; `None` for (-1, 1).
+
+    Returns:
+        An `MLPMixer`, not compiled.
+
+    Raises:
+        OSError: If the source cannot be read (`FileNotFoundError` if there is none).
+        ValueError: If it is damaged, not a Mixer, or does not fit the arguments.
+    """
+    name = str(source)
+    told = {
+        "input_shape": input_shape,
+        "approximate_gelu": approximate_gelu,
+        "value_range": value_range,
+    }
+    if name.endswith(WEIGHT_ENDINGS):
+        return _read_weight_file(source, **told)
+    if given := [f"{key}={value}" for key, value in told.items() if value is not None]:
+        raise ValueError(
+            "`input_shape`, `approximate_gelu` and `value_range` are for files of "
+            f"weights alone. {name!r} tells them itself. Received: {', '.join(given)}. "
+            "Leave them out."
+        )
+    if name.endswith(".keras"):
+        return _read_keras(Path(source))
+    if Path(name).is_file():
+        raise ValueError(
+            "`source` must be a folder of a published model, hf://owner/name, or end "
+            f"in {', '.join((*WEIGHT_ENDINGS, '.keras'))}. Received: {name!r}"
+        )
+    return from_pretrained(source)
+
+
+def write_model(model, target, *, overwrite=False):
+    """Write a model to a file, or to a folder as it is published, by the ending.
+
+    What is written is complete under its name or absent.
+
+    Args:
+        model: An `MLPMixer`.
+        target: Path that ends in `.npz`, `.weights.h5` or `.keras`; with no known
+            ending it is a folder.
+        overwrite: Whether to replace a file, or a folder of a published model.
+
+    Raises:
+        FileExistsError: If `target` exists and is not to be replaced.
+        OSError: If it cannot be written.
+        ValueError: If this package does not write files of that ending, or the model
+            cannot be written to one.
+    """
+    check_target(target, overwrite=overwrite)
+    with atomic_replace(target) as path:
+        _WRITERS.get(_ending(target), write_repository)(model, path)
+
+
+def write_folder(model, folder, *, overwrite=False, **facts):
+    """Write a model to a folder as it is published, complete or not at all.
+
+    Args:
+        model: An `MLPMixer`.
+        folder: Where to write.
+        overwrite: Whether to replace a folder of a published model.
+        **facts: What the card says, as in `push_to_hub`.
+
+    Raises:
+        FileExistsError: If `folder` exists and is not to be replaced.
+        OSError: If it cannot be written.
+        ValueError: If the model cannot be published.
+    """
+    _check_folder(Path(folder), overwrite)
+    with atomic_replace(folder) as path:
+        write_repository(model, path, **facts)
+
+
+def check_target(target, *, overwrite=False):
+    """Raise the error of `write_model` for a target that it would refuse."""
+    path = Path(target)
+    if not _ending(path):
+        if path.name.endswith(_NOT_WRITTEN):
+            raise ValueError(
+                "`target` must end in .npz, .weights.h5 or .keras, or be a folder. "
+                f"Received: {str(target)!r}"
+            )
+        _check_folder(path, overwrite)
+    elif path.is_dir():
+        raise FileExistsError(f"`target` is a folder already. Received: {str(path)!r}")
+    elif path.exists() and not overwrite:
+        raise _exists(path)
+
+
+def reading_arguments(model, target):
+    """Return the arguments without which `read_model(target)` is another model.
+
+    Files of weights alone hold neither the shape of the image, nor the form of GELU,
+    nor the normalisation.
+    """
+    if not str(target).endswith(WEIGHT_ENDINGS):
+        return {}
+    config, value_range = model.config, model.preprocessing.value_range
+    arguments = {}
+    if config["input_shape"][0] != config["input_shape"][1]:
+        arguments["input_shape"] = config["input_shape"]
+    if not config["approximate_gelu"]:
+        arguments["approximate_gelu"] = False
+    if value_range != Preprocessing().value_range:
+        arguments["value_range"] = value_range
+    return arguments
+
+
+def _read_weight_file(source, input_shape, approximate_gelu, value_range):
+    sizes = describe(read_weights(source)[0])
+    num_patches, channels = sizes.pop("num_patches"), sizes.pop("channels")
+    del sizes["num_classes"]  # the head is that of the file
+    if input_shape is None:
+        rows = math.isqrt(num_patches)
+        if rows**2 != num_patches:
+            raise ValueError(
+                f"`input_shape` must be given: the {num_patches} patches of "
+                f"{str(source)!r} make no square image. Received: None"
+            )
+        edge = rows * sizes["patch_size"]
+        input_shape = (edge, edge, channels)
+    return mlp_mixer(
+        **sizes,
+        input_shape=input_shape,
+        weights=source,
+        approximate_gelu=approximate_gelu,
+        preprocessing=Preprocessing(value_range) if value_range else None,
+        # Keras would number it: equal files are to give equal models.
+        name="mixer",
+    )
+
+
+def _read_keras(path):
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no file {str(path)!r}")
+    try:
+        model = keras.saving.load_model(path, compile=False, safe_mode=True)
+    except Exception as error:  # a damaged file can make Keras raise anything
+        raise ValueError(
+            f"{str(path)!r} cannot be read: {str(error) or type(error).__name__}"
+        ) from error
+    if not isinstance(model, MLPMixer):
+        raise ValueError(
+            f"{str(path)!r} must hold an `MLPMixer` of this package. "
+            f"Received: {type(model).__name__}"
+        )
+    return model
+
+
+def _ending(target):
+    return next((end for end in _WRITERS if Path(target).name.endswith(end)), None)
+
+
+def _check_folder(folder, overwrite):
+    if folder.is_dir():
+        names = {path.name for path in folder.iterdir()}
+        if others := sorted(names - _OUR_FILES):
+            raise FileExistsError(
+                f"{str(folder)!r} holds files that are not of a published model: "
+                f"{', '.join(others[:5])}. Choose another folder."
+            )
+        if names and not overwrite:
+            raise _exists(folder)
+    elif folder.exists():
+        raise FileExistsError(f"{str(folder)!r} is a file. Choose another name.")
+
+
+def _exists(path):
+    return FileExistsError(
+        f"{str(path)!r} exists. Choose another name, or replace it with "
+        "`overwrite=True` (`--force` on the command line)."
+    )

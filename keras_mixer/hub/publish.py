@@ -1,0 +1,256 @@
+"""Whole models from and to the Hugging Face Hub, by one call each way."""
+
+import hashlib
+import json
+import tempfile
+from pathlib import Path
+
+from keras_mixer.checkpoints import (
+    CARD,
+    LABELS,
+    METADATA,
+    download_file,
+    parse_address,
+    read_published,
+    with_retries,
+)
+from keras_mixer.files import sha256_of
+from keras_mixer.hub.card import is_written
+from keras_mixer.hub.repository import (
+    CHECKSUMS,
+    read_repository,
+    write_checksums,
+    write_repository,
+)
+
+
+def from_pretrained(source):
+    """Return a published model: architecture, weights, preprocessing and labels.
+
+    On the Hub all files are taken from one commit, compared with their checksums, and
+    kept in the cache of `huggingface_hub`. A commit whose files are there needs no
+    request; a branch or tag is found again without a connection.
+
+    Args:
+        source: `"hf://owner/name"`, `"hf://owner/name@revision"` (branch, tag or
+            commit), or a folder that `write_repository` wrote.
+
+    Returns:
+        An `MLPMixer`, not compiled.
+
+    Raises:
+        ConnectionError: If the Hub cannot be reached and the files are not cached.
+        FileNotFoundError: If there is no such folder, repository, revision or file.
+        PermissionError: If the repository is gated or the token is not accepted.
+        OSError: If a file is damaged or cannot be written.
+        ValueError: If it is not a model that this package published.
+    """
+    return read_published(source, read_repository)
+
+
+def push_to_hub(
+    model,
+    repo_id,
+    *,
+    private=None,
+    tag=None,
+    commit_message=None,
+    card=None,
+    overwrite_card=False,
+    licence="apache-2.0",
+    datasets=(),
+    metrics=None,
+    base_model=None,
+    provenance=None,
+    token=None,
+):
+    """Publish a model on the Hub, in one commit; return the commit.
+
+    Anyone can load it with `keras.saving.load_model("hf://owner/name")`, without this
+    package, and with `keras_mixer.from_pretrained`. What is there already and equal is
+    not sent again; if all is, there is no new commit.
+
+    Args:
+        model: An `MLPMixer`, fine-tuned or not. It is published in float32.
+        repo_id: `"owner/name"`. The repository is made if it is missing.
+        private: Whether only its owner can see it. `None` leaves it as it is, and makes
+            a new one as the owner's settings say.
+        tag: A tag for the commit, such as `"v1.0"`.
+        commit_message: `None` for "Publish a model of keras_mixer".
+        card: Text of the model card; `None` to write one.
+        overwrite_card: Whether to replace a card that was written or edited by hand.
+            Without it such a card stays.
+        licence: Identifier of the licence of the weights.
+        datasets: What it was trained on, by their names on the Hub.
+        metrics: Name -> value of what was measured, such as `{"accuracy": 0.81}`.
+        base_model: The repository on the Hub that it was fine-tuned from.
+        provenance: What is told of the origin of the weights, as text, under the keys
+            `training`, `command`, `versions`, `source` (an address), `sha256` (of the
+            source), `conversion` and `verification`.
+        token: Of the Hub; `None` for that of the environment.
+
+    Raises:
+        ConnectionError: If the Hub cannot be reached or fails.
+        PermissionError: If there is no token, or it may not write there.
+        OSError: If somebody else changes the repository at the same time, or the Hub
+            holds something else than was sent.
+        ValueError: If the model cannot be published; the repository exists with another
+            visibility; the tag exists; there is a card by hand where `card` is given.
+    """
+    if parse_address(f"hf://{repo_id}")[0] != repo_id:
+        raise ValueError(f"`repo_id` must be owner/name. Received: {repo_id!r}")
+    with tempfile.TemporaryDirectory() as folder:
+        folder = Path(folder)
+        write_repository(
+            model,
+            folder,
+            card=card,
+            repo_id=repo_id,
+            licence=licence,
+            datasets=datasets,
+            metrics=metrics,
+            base_model=base_model,
+            provenance=provenance,
+        )
+        hub = _Repository(repo_id, private, token)
+        if not overwrite_card:
+            _keep_card(hub, folder, card)
+        changed = hub.changed(folder)
+        tagged = hub.commit_of(tag) if tag else None
+        if tagged and (changed or tagged != hub.head):
+            raise ValueError(
+                "`tag` must be new: what a tag means should not change. Received: "
+                f"tag={tag!r}, which is {tagged} already"
+            )
+        commit = hub.head
+        if changed:
+            message = commit_message or "Publish a model of keras_mixer"
+            commit = hub.commit(folder, changed, message)
+            hub.verify(folder, commit)
+    if tag:
+        hub.tag(tag, commit)
+    return commit
+
+
+def _keep_card(hub, folder, card):
+    """Put a card that was written by hand in place of ours, if the Hub has one."""
+    if CARD not in hub.hashes:
+        return
+    published = hub.fetch(CARD).read_bytes()
+    text = published.decode(errors="replace")
+    if is_written(text) or text == card:
+        return
+    if card is not None:
+        raise ValueError(
+            "`card` would replace one that was written by hand. Pass "
+            "`overwrite_card=True` to replace it, or leave `card` out to keep it."
+        )
+    (folder / CARD).write_bytes(published)
+    write_checksums(folder)
+
+
+class _Repository:
+    """A repository to publish to, as it was when it was looked at."""
+
+    def __init__(self, repo_id, private, token):
+        from huggingface_hub import HfApi, get_token
+
+        if not (token or get_token()):
+            raise PermissionError(
+                "Publishing needs a token of the Hub with the right to write. Log in "
+                "with `hf auth login`, or set HF_TOKEN."
+            )
+        self.repo_id, self.token = repo_id, token
+        self.api = HfApi(token=token, library_name="keras_mixer")
+        self._ask(self.api.create_repo, private=private, exist_ok=True)
+        info = self._info("main")
+        if private not in (None, info.private):
+            raise ValueError(
+                f"{repo_id} exists and is {'private' if info.private else 'public'}. "
+                f"Received: private={private}. Leave `private` out, or change the "
+                "settings of the repository first."
+            )
+        self.head, self.hashes = info.sha, _hashes(info)
+
+    def fetch(self, filename):
+        """Return the path of a file as it was."""
+        return download_file(self.repo_id, filename, self.head, token=self.token)
+
+    def commit_of(self, revision):
+        """Return the commit of a branch or tag, `None` if there is none."""
+        try:
+            return self._info(revision).sha
+        except FileNotFoundError:
+            return None
+
+    def changed(self, folder):
+        """Return the names of the files that are new, other or gone in `folder`."""
+        changed = {path.name for path in folder.iterdir() if not self._holds(path)}
+        if LABELS in self.hashes and not (folder / LABELS).exists():
+            changed.add(LABELS)
+        # When it was saved tells nothing new, if that is all.
+        if changed <= {METADATA, CHECKSUMS} and METADATA in self.hashes:
+            old, new = (
+                json.loads(path.read_bytes()) | {"date_saved": None}
+                for path in (self.fetch(METADATA), folder / METADATA)
+            )
+            if old == new:
+                return set()
+        return changed
+
+    def commit(self, folder, filenames, message):
+        """Send the files, unless somebody else sent some since; return the commit."""
+        from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+
+        def send(repo_id):
+            paths = (folder / filename for filename in sorted(filenames))
+            return self.api.create_commit(
+                repo_id,
+                [
+                    CommitOperationAdd(path.name, str(path))
+                    if path.exists()
+                    else CommitOperationDelete(path.name)
+                    for path in paths
+                ],
+                commit_message=message,
+                parent_commit=self.head,
+            )
+
+        return self._ask(send).oid
+
+    def verify(self, folder, commit):
+        """Check that the Hub holds what was sent."""
+        self.head, self.hashes = commit, _hashes(self._info(commit))
+        other = [path.name for path in folder.iterdir() if not self._holds(path)]
+        sent = (folder / CHECKSUMS).read_bytes()
+        if other or self.fetch(CHECKSUMS).read_bytes() != sent:
+            raise OSError(
+                f"{self.repo_id} at {commit} does not hold what was sent: "
+                f"{', '.join(other) or CHECKSUMS}. Do not use this commit; publish "
+                "again."
+            )
+
+    def tag(self, tag, commit):
+        """Give the commit a tag."""
+        # It was new a moment ago: if it exists now, it is ours.
+        self._ask(self.api.create_tag, tag=tag, revision=commit, exist_ok=True)
+
+    def _holds(self, path):
+        """Whether the Hub has the content of this file under its name."""
+        content = path.read_bytes()
+        git_sha1 = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+        return self.hashes.get(path.name) in (sha256_of(path), git_sha1)
+
+    def _info(self, revision):
+        return self._ask(self.api.model_info, revision=revision, files_metadata=True)
+
+    def _ask(self, method, **arguments):
+        return with_retries(lambda: method(self.repo_id, **arguments), self.repo_id)
+
+
+def _hashes(info):
+    """Return filename -> sha256 of a large file, SHA-1 of git of a small one."""
+    return {
+        file.rfilename: file.lfs.sha256 if file.lfs else file.blob_id
+        for file in info.siblings
+    }

@@ -1,0 +1,387 @@
+"""The whole Mixer as a functional `keras.Model`, and the function that builds it.
+
+Every block is a named node of the graph (`stem`, `block_0` ... `block_{N-1}`,
+`pre_head_layer_norm`, `pre_logits`, `head`), so features, new heads, freezing,
+`summary()`, saving and cloning are plain Keras.
+
+Source: paper, section 2 and figure 1; `MlpMixer` of `vit_jax/models_mixer.py`.
+"""
+
+from contextlib import nullcontext
+
+import keras
+
+from keras_mixer.checkpoints import (
+    check_weights,
+    describe,
+    read_weights,
+    write_official,
+)
+from keras_mixer.checks import check_dim, check_image_shape, check_rate
+from keras_mixer.host_values import host_value
+from keras_mixer.layers import (
+    LAYER_NORM_EPSILON,
+    MixerBlock,
+    PatchEmbed,
+    zero_kernels,
+)
+from keras_mixer.preprocessing import Preprocessing
+from keras_mixer.variants import weight_shapes
+
+_SIZES = (
+    "patch_size",
+    "hidden_dim",
+    "num_blocks",
+    "tokens_mlp_dim",
+    "channels_mlp_dim",
+)
+
+
+@keras.saving.register_keras_serializable("keras_mixer")
+class MLPMixer(keras.Model):
+    """A Mixer. Made by `mlp_mixer` and the family (`MixerB16`, ...), not by hand.
+
+    The constructor is Keras's functional one, `MLPMixer(inputs, outputs)`: the graph is
+    the config, so nothing can drift from it. Beside the graph a model carries how its
+    images are prepared and what its classes are called; both are saved with it.
+
+    Attributes:
+        preprocessing: The `Preprocessing` record of the weights.
+        labels: One name per class, or `None`.
+    """
+
+    preprocessing = Preprocessing()
+    labels = None
+
+    @property
+    def blocks(self):
+        """The `MixerBlock` layers, first to last."""
+        return [layer for layer in self.layers if isinstance(layer, MixerBlock)]
+
+    @property
+    def config(self):
+        """The arguments of `mlp_mixer` that build this architecture again."""
+        nodes = {layer.name: layer for layer in self.layers}
+        stem, block = nodes["stem"], self.blocks[-1]
+        head = nodes.get("head")
+        return {
+            "patch_size": stem.patch_size,
+            "hidden_dim": stem.hidden_dim,
+            "num_blocks": len(self.blocks),
+            "tokens_mlp_dim": block.tokens_mlp_dim,
+            "channels_mlp_dim": block.channels_mlp_dim,
+            "input_shape": tuple(self.input_shape[1:]),
+            "num_classes": head.units if head else 0,
+            "approximate_gelu": block.approximate_gelu,
+            "classifier_activation": (
+                keras.activations.serialize(head.activation) if head else None
+            ),
+            "include_preprocessing": "normalization" in nodes,
+            "dropout_rate": block.dropout_rate,
+            "stochastic_depth_rate": block.stochastic_depth_rate,
+        }
+
+    def features(self, *names):
+        """Return a model with the same input that outputs the named nodes.
+
+        Args:
+            *names: `"stem"`, `"block_3"`, `"pre_logits"`, ...: token features of shape
+                `(batch, S, hidden_dim)` up to `pre_head_layer_norm`, then
+                `(batch, hidden_dim)`. One name gives one tensor, several a list.
+
+        Raises:
+            ValueError: If there is no node of that name.
+        """
+        outputs = [self.get_layer(name).output for name in names]
+        return keras.Model(self.input, outputs[0] if len(names) == 1 else outputs)
+
+    def _resolve_auto_jit_compile(self):
+        # Keras's "auto" leaves TensorFlow without XLA on CPUs, where a Mixer is 1.1 to
+        # 1.5 times as fast with it and hardly longer to compile.
+        if keras.config.backend() != "tensorflow" or self._distribute_strategy:
+            return super()._resolve_auto_jit_compile()
+        return all(layer.supports_jit for layer in self._flatten_layers())
+
+    def get_config(self):
+        """Return the graph, with the preprocessing record and the labels beside it."""
+        return {
+            **super().get_config(),
+            "preprocessing": self.preprocessing.to_dict(),
+            "labels": self.labels,
+        }
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        """Build the model of `get_config`."""
+        config = dict(config)
+        preprocessing = Preprocessing.from_dict(config.pop("preprocessing"))
+        labels = config.pop("labels")
+        model = super().from_config(config, custom_objects=custom_objects)
+        model.preprocessing = preprocessing
+        model.labels = tuple(labels) if labels else None
+        return model
+
+
+def mlp_mixer(
+    *,
+    patch_size,
+    hidden_dim,
+    num_blocks,
+    tokens_mlp_dim,
+    channels_mlp_dim,
+    input_shape,
+    num_classes=None,
+    weights=None,
+    approximate_gelu=None,
+    preprocessing=None,
+    classifier_activation="softmax",
+    include_preprocessing=True,
+    dropout_rate=0.0,
+    stochastic_depth_rate=0.0,
+    name=None,
+    dtype=None,
+):
+    """Build a Mixer of any size, with random weights or those of a file.
+
+    `tokens = PatchEmbed(images)`; `num_blocks` times `tokens = MixerBlock(tokens)`;
+    `pre_logits = mean over patches of LayerNorm(tokens)`; `head` is one dense layer.
+    Kernels are drawn from LeCun's normal distribution, biases and the head are zero.
+
+    Args:
+        patch_size: Edge of a patch in pixels (P). Positive.
+        hidden_dim: Width of a token (C). Positive.
+        num_blocks: Number of Mixer blocks. Positive.
+        tokens_mlp_dim: Width of the token-mixing MLPs (D_S; C / 2 in the paper).
+        channels_mlp_dim: Width of the channel-mixing MLPs (D_C; 4 C in the paper).
+        input_shape: `(height, width, channels)` of the images, both edges multiples of
+            `patch_size`. Always channels last.
+        num_classes: Number of classes. `None`: that of the file, or 1000 without one.
+            0: no head, the output is `pre_logits`. Any other number than the file's
+            gives a new zero head.
+        weights: `None`, or the path of an official `.npz`, a timm `.safetensors` or a
+            `.weights.h5` of this package.
+        approximate_gelu: Tanh form of GELU (`True`, the official code) or the exact one
+            (`False`, models trained in PyTorch). `None`: exact for a timm file, else
+            tanh.
+        preprocessing: The `Preprocessing` record of the weights; `None` for Google's,
+            pixels to [-1, 1].
+        classifier_activation: Activation of the head; `None` for logits.
+        include_preprocessing: Whether the graph normalises: the model then takes pixels
+            in [0, 255]. `False`: the input is already normalised.
+        dropout_rate: Dropout inside the MLPs, in [0, 1).
+        stochastic_depth_rate: Probability to drop a branch of the last block, in
+            [0, 1); it grows linearly from 0 at the first block.
+        name: Name of the model.
+        dtype: Dtype policy of the blocks, for example `"mixed_bfloat16"`. The final
+            norm, the pooling and the head stay in float32 under half precision.
+
+    Returns:
+        An `MLPMixer`; output `(batch, num_classes)` or, headless,
+        `(batch, hidden_dim)`.
+
+    Raises:
+        ValueError: If an argument is out of its range or the file does not fit.
+        FileNotFoundError: If there is no file at `weights`.
+
+    Reference: paper, section 2; stochastic depth as in section 3.
+    """
+    patch_size = check_dim("patch_size", patch_size)
+    input_shape = check_image_shape(input_shape, patch_size)
+    sizes = {
+        "patch_size": patch_size,
+        "hidden_dim": check_dim("hidden_dim", hidden_dim),
+        "num_blocks": check_dim("num_blocks", num_blocks),
+        "tokens_mlp_dim": check_dim("tokens_mlp_dim", tokens_mlp_dim),
+        "channels_mlp_dim": check_dim("channels_mlp_dim", channels_mlp_dim),
+        "input_shape": input_shape,
+    }
+    check_rate("dropout_rate", dropout_rate)
+    check_rate("stochastic_depth_rate", stochastic_depth_rate)
+    if num_classes not in (None, 0):
+        check_dim("num_classes", num_classes)
+
+    arrays = None
+    if weights is not None:
+        arrays, num_classes, layout = _read_for(weights, sizes, num_classes)
+        if approximate_gelu is None:
+            approximate_gelu = layout != "timm"
+    with zero_kernels() if arrays else nullcontext():
+        model = _build(
+            **sizes,
+            num_classes=1000 if num_classes is None else num_classes,
+            approximate_gelu=True if approximate_gelu is None else approximate_gelu,
+            preprocessing=preprocessing or Preprocessing(),
+            classifier_activation=classifier_activation,
+            include_preprocessing=include_preprocessing,
+            dropout_rate=dropout_rate,
+            stochastic_depth_rate=stochastic_depth_rate,
+            name=name,
+            dtype=dtype,
+        )
+    if arrays:
+        _assign(model, arrays)
+    return model
+
+
+def _build(
+    *,
+    patch_size,
+    hidden_dim,
+    num_blocks,
+    tokens_mlp_dim,
+    channels_mlp_dim,
+    input_shape,
+    num_classes,
+    approximate_gelu,
+    preprocessing,
+    classifier_activation,
+    include_preprocessing,
+    dropout_rate,
+    stochastic_depth_rate,
+    name,
+    dtype,
+):
+    float32 = _at_least_float32(dtype)
+    images = keras.Input(input_shape, name="images")
+    x = images
+    if include_preprocessing:
+        x = keras.layers.Rescaling(
+            preprocessing.scale,
+            preprocessing.offset,
+            dtype=float32,
+            name="normalization",
+        )(x)
+    x = PatchEmbed(hidden_dim, patch_size, dtype=dtype, name="stem")(x)
+    for i in range(num_blocks):
+        x = MixerBlock(
+            tokens_mlp_dim,
+            channels_mlp_dim,
+            dropout_rate=dropout_rate,
+            stochastic_depth_rate=stochastic_depth_rate * i / max(num_blocks - 1, 1),
+            approximate_gelu=approximate_gelu,
+            dtype=dtype,
+            name=f"block_{i}",
+        )(x)
+    x = keras.layers.LayerNormalization(
+        epsilon=LAYER_NORM_EPSILON, dtype=float32, name="pre_head_layer_norm"
+    )(x)
+    x = keras.layers.GlobalAveragePooling1D(
+        data_format="channels_last", dtype=float32, name="pre_logits"
+    )(x)
+    if num_classes:
+        x = keras.layers.Dense(
+            num_classes,
+            activation=classifier_activation,
+            kernel_initializer="zeros",
+            dtype=float32,
+            name="head",
+        )(x)
+    model = MLPMixer(images, x, name=name)
+    model.preprocessing = preprocessing
+    return model
+
+
+def _at_least_float32(dtype):
+    """Return the policy of the layers that must not lose precision at either end."""
+    policy = keras.dtype_policies.get(dtype)
+    half = policy.compute_dtype in ("float16", "bfloat16")
+    return keras.dtype_policies.get("float32") if half else policy
+
+
+def _read_for(path, sizes, num_classes):
+    """Return the file's arrays that fit, the number of classes, and its layout."""
+    arrays, layout = read_weights(path)
+    file_classes = describe(arrays)["num_classes"]
+    if num_classes is None:
+        num_classes = file_classes
+    if num_classes != file_classes:
+        # Another head than the file's is a new one, or none.
+        arrays = {k: v for k, v in arrays.items() if not k.startswith("head/")}
+    sizes = dict(sizes)
+    height, width, channels = sizes.pop("input_shape")
+    expected = weight_shapes(
+        **sizes,
+        num_patches=height * width // sizes["patch_size"] ** 2,
+        channels=channels,
+        num_classes=num_classes if num_classes == file_classes else 0,
+    )
+    check_weights(arrays, expected, source=path)
+    return arrays, num_classes, layout
+
+
+def load_weights(model, path):
+    """Set the weights of a Mixer to those of a file.
+
+    A head with another number of classes than the file's stays as it is.
+
+    Args:
+        model: An `MLPMixer`.
+        path: An official `.npz`, a timm `.safetensors` or a `.weights.h5`.
+
+    Raises:
+        ValueError: If the file is damaged or does not fit; nothing is set then.
+        FileNotFoundError: If there is no file at `path`.
+    """
+    config = model.config
+    sizes = {name: config[name] for name in (*_SIZES, "input_shape")}
+    arrays, *_ = _read_for(path, sizes, config["num_classes"])
+    _assign(model, arrays)
+
+
+def _assign(model, arrays):
+    """Set the weights, and let go of each array once it is set."""
+    for variable in model.weights:
+        if variable.path in arrays:
+            variable.assign(arrays.pop(variable.path))
+
+
+def save_official(model, path):
+    """Write the model's weights in the layout of the official checkpoints.
+
+    The file is complete under its name or absent. It holds float32 arrays under the
+    official names and neither the form of GELU nor the normalisation.
+
+    Args:
+        model: An `MLPMixer`. LoRA adapters are merged into their kernels.
+        path: Where to write; ends in `.npz`.
+
+    Raises:
+        ValueError: If the model is quantized, its weights are not those of one whole
+            Mixer or not finite, or the path has another ending.
+    """
+    write_official(path, model_weights(model))
+
+
+def model_weights(model):
+    """Return the float32 arrays of a Mixer's weights by the paths of its variables.
+
+    Raises:
+        ValueError: If a layer is quantized.
+    """
+    weights = {}
+    for layer in model._flatten_layers(include_self=False):
+        if layer.quantization_mode is not None:
+            raise ValueError(
+                "A quantized model has no float weights to give. Received: "
+                f"{layer.path} in {layer.quantization_mode}. Use the model from before "
+                "`quantize`."
+            )
+        if getattr(layer, "lora_enabled", False):
+            # Their sum is what the layer computes with.
+            weights[f"{layer.path}/kernel"] = layer.kernel
+    for variable in model.weights:
+        if "/lora_kernel_" not in variable.path:
+            weights.setdefault(variable.path, variable)
+    return {
+        path: host_value(keras.ops.cast(value, "float32"))
+        for path, value in weights.items()
+    }
+
+
+def check_mixer(model):
+    """Raise a `ValueError` unless `model` is an `MLPMixer`."""
+    if not isinstance(model, MLPMixer):
+        raise ValueError(
+            "`model` must be an `MLPMixer`, as `keras_mixer.mlp_mixer` and "
+            f"`keras_mixer.MixerB16` return it. Received: {type(model).__name__}"
+        )

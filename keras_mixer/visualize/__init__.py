@@ -1,0 +1,27 @@
+"""Figures: learned filters, predictions, training curves, confusion matrices.
+
+Every function returns a `matplotlib.figure.Figure` and touches no global state, so it
+works without a display and beside any other plotting: `save` it or show it in a
+notebook.
+"""
+
+from keras_mixer.visualize.confusion_matrix import confusion_matrix
+from keras_mixer.visualize.curves import training_curves
+from keras_mixer.visualize.figure import new_figure, save
+from keras_mixer.visualize.filters import (
+    pair_by_frequency,
+    stem_filters,
+    token_mixing_filters,
+)
+from keras_mixer.visualize.predictions import predictions
+
+__all__ = [
+    "confusion_matrix",
+    "new_figure",
+    "pair_by_frequency",
+    "predictions",
+    "save",
+    "stem_filters",
+    "token_mixing_filters",
+    "training_curves",
+]
