@@ -1,8 +1,9 @@
-"""Speed and memory of models here, and of programs compiled for other devices.
+"""Speed and memory of models on this machine; training steps compiled for TPU slices.
 
 How good a model is does not belong here: see `keras_mixer.evaluation`.
 """
 
+from keras_mixer.benchmark import tpu_compile
 from keras_mixer.benchmark.compiled_steps import (
     ForwardPass,
     TrainingStep,
@@ -52,5 +53,6 @@ __all__ = [
     "speed_ratio",
     "tables",
     "timed",
+    "tpu_compile",
     "wait",
 ]

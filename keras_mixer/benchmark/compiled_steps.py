@@ -1,17 +1,22 @@
-"""A model's forward pass and training step as one function of the backend each.
+"""A model's forward pass and training step, each as one compiled function.
 
-They are what `predict` and `fit` run for a batch, without the loops around it: what a
-loop written by hand could reach.
+They are what `predict` and `fit` run for one batch, without the loops around it: the
+speed that a loop written by hand can reach.
 """
+
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import keras
 
+Compute = Callable[..., Any]
 
-def compiled(function, jit_compile=True):
+
+def compiled(function: Compute, jit_compile: bool = True) -> Compute:
     """Return a function of tensors compiled by the backend, for inference.
 
     Args:
-        function: Of tensors, made of `keras.ops`.
+        function: Takes and returns tensors; made of `keras.ops`.
         jit_compile: Whether TensorFlow uses XLA and torch `torch.compile`. JAX compiles
             in any case.
     """
@@ -28,7 +33,7 @@ def compiled(function, jit_compile=True):
 
     compute = torch.compile(function) if jit_compile else function
 
-    def call(*tensors):
+    def call(*tensors: Any) -> Any:
         with torch.no_grad():
             return compute(*tensors)
 
@@ -45,12 +50,12 @@ class ForwardPass:
         jit_compile: As in `compiled`; `None` for what `predict` would choose.
     """
 
-    def __init__(self, model, jit_compile=None):
+    def __init__(self, model: keras.Layer, jit_compile: bool | None = None) -> None:
         self._model = model
-        self._weights = None
+        self._weights: tuple[list[Any], ...] | None = None
         if keras.config.backend() == "jax":
             # Arguments, not constants of the program, which would hold them twice.
-            def outputs(weights, images):
+            def outputs(weights: Any, images: Any) -> Any:
                 return model.stateless_call(*weights, images)[0]
 
             self._compute = compiled(outputs)
@@ -58,7 +63,7 @@ class ForwardPass:
             choice = model.jit_compile if jit_compile is None else jit_compile
             self._compute = compiled(lambda images: model(images), choice)
 
-    def __call__(self, images):
+    def __call__(self, images: Any) -> Any:
         """Return the outputs, which the device may still be computing."""
         if keras.config.backend() != "jax":
             return self._compute(images)
@@ -69,24 +74,25 @@ class ForwardPass:
             )
         return self._compute(self._weights, images)
 
-    def release(self):
-        """Let go of the weights: the next call takes those the model has then."""
+    def release(self) -> None:
+        """Drop the weights: the next call takes those that the model has then."""
         self._weights = None
 
 
 class TrainingStep:
     """`step(images, labels)`: one training step, compiled as `fit` compiles it.
 
-    On JAX the steps take the arrays of the model's variables and give their memory to
-    the next ones, as in `fit`: call `release` before the model is used again.
+    On JAX a step reuses the memory of the model's variables, as `fit` does: call
+    `release` before the model is used again.
 
     Args:
         model: A model after `compile`.
     """
 
-    def __init__(self, model):
+    def __init__(self, model: keras.Model) -> None:
         self._model = model
-        self._state = None
+        self._state: Any = None
+        self._step: Compute
         if not model.optimizer.built:
             model.optimizer.build(model.trainable_variables)
         if keras.config.backend() == "jax":
@@ -109,8 +115,8 @@ class TrainingStep:
             step = model.train_step
             self._step = torch.compile(step) if model.jit_compile else step
 
-    def __call__(self, images, labels):
-        """Make one step and return what it changed, to be waited for."""
+    def __call__(self, images: Any, labels: Any) -> Any:
+        """Make one step and return the arrays that it changed."""
         batch = (images, labels)
         if keras.config.backend() == "jax":
             state = self._state or _values(*self._variables)
@@ -119,8 +125,8 @@ class TrainingStep:
         self._step(batch)
         return [variable.value for variable in self._model.trainable_variables]
 
-    def release(self):
-        """Give the variables of the model what the steps made of them."""
+    def release(self) -> None:
+        """Assign the result of the steps to the model's variables."""
         if self._state is None:
             return
         for variables, values in zip(self._variables, self._state, strict=True):
@@ -129,5 +135,5 @@ class TrainingStep:
         self._state = None
 
 
-def _values(*groups):
+def _values(*groups: Iterable[keras.Variable]) -> tuple[list[Any], ...]:
     return tuple([variable.value for variable in group] for group in groups)

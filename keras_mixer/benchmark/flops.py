@@ -1,11 +1,13 @@
 """How many floating-point operations a Mixer needs, and how many a device can do.
 
-Both count matrix products only, a multiplication and an addition as two. Everything
-else (norms, GELU, residuals) is work that a perfect implementation hides behind them.
+Both count matrix products only, a multiplication and an addition as two operations.
+Everything else (norms, GELU, residuals) can ideally run at the same time as them.
 """
 
 import math
 import statistics
+from collections.abc import Sequence
+from functools import partial
 
 from keras import ops, random
 
@@ -14,7 +16,13 @@ from keras_mixer.benchmark.timing import timed
 from keras_mixer.variants import weight_shapes
 
 
-def matrix_flops(*, input_shape, patch_size, training=False, **sizes):
+def matrix_flops(
+    *,
+    input_shape: tuple[int, int, int],
+    patch_size: int,
+    training: bool = False,
+    **sizes: int,
+) -> int:
     """Return the operations of all matrix products for one image.
 
     A kernel of shape `(m, n)` applied to `k` vectors takes `2 k m n`: k is the number
@@ -24,9 +32,9 @@ def matrix_flops(*, input_shape, patch_size, training=False, **sizes):
     Args:
         input_shape: `(height, width, channels)`.
         patch_size: Edge of a patch in pixels.
-        training: Whether to add the gradients: those of a kernel and of its input take
-            as much as its product; nobody needs those of the images.
-        **sizes: The others of `mlp_mixer`, and `num_classes`.
+        training: Whether to add the gradients: that of a kernel and that of its input
+            take as much as its product. The gradient of the images is not computed.
+        **sizes: The other sizes of `mlp_mixer`, and `num_classes`.
     """
     height, width, channels = input_shape
     num_patches = (height // patch_size) * (width // patch_size)
@@ -49,24 +57,31 @@ def matrix_flops(*, input_shape, patch_size, training=False, **sizes):
     return flops
 
 
-def matrix_product_ceiling(dtype, *, smallest=512, largest=16384, long_enough=0.05):
+def matrix_product_ceiling(
+    dtype: str,
+    *,
+    smallest: int = 512,
+    largest: int = 16384,
+    long_enough: float = 0.05,
+) -> float:
     """Return the most operations per second that square matrix products reach here.
 
-    The edge doubles until a product takes `long_enough` seconds; the best of five
-    products of every size counts.
+    The edge doubles until a product takes `long_enough` seconds. The fastest of five
+    products of each size counts.
 
     Args:
         dtype: Of the matrices, such as `"bfloat16"`.
-        smallest: First edge.
-        largest: Last edge: three such matrices must fit the device's memory.
-        long_enough: Seconds.
+        smallest: First edge. Positive.
+        largest: Last edge: three such matrices must fit into the device's memory.
+        long_enough: Seconds of one product after which the search ends.
     """
     product = compiled(ops.matmul, jit_compile=False)
     best, edge = 0.0, smallest
     while edge <= largest:
         a, b = (random.normal((edge, edge), dtype=dtype, seed=i) for i in range(2))
-        timed(lambda a=a, b=b: product(a, b))  # compiles
-        seconds = min(timed(lambda a=a, b=b: product(a, b)) for _ in range(5))
+        call = partial(product, a, b)
+        timed(call)  # compiles
+        seconds = min(timed(call) for _ in range(5))
         best = max(best, 2 * edge**3 / seconds)
         if seconds > long_enough:
             break
@@ -74,7 +89,7 @@ def matrix_product_ceiling(dtype, *, smallest=512, largest=16384, long_enough=0.
     return best
 
 
-def growth_exponent(counts, seconds):
+def growth_exponent(counts: Sequence[int], seconds: Sequence[float]) -> float:
     """Return the exponent `p` of `seconds ~ counts**p`: least squares on logarithms.
 
     Raises:

@@ -1,50 +1,81 @@
-"""How fast Mixers compute here, alone and beside what one would take instead.
+"""How fast Mixers compute on this machine, alone and beside other implementations.
 
-Every number is the median of many calls on random images, each waited for until its
-device is done. Whatever is compared takes turns call by call, and the product of large
-matrices on the same device says what is possible.
+Every number is the median of many calls on random images, each timed until the device
+has finished. What is compared takes turns, call by call. The product of large matrices
+on the same device says what is possible.
 """
 
 import math
 import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import keras
 import numpy as np
 
 from keras_mixer.benchmark.compiled_steps import ForwardPass, TrainingStep
 from keras_mixer.benchmark.flops import matrix_product_ceiling
-from keras_mixer.benchmark.machine import describe_machine
-from keras_mixer.benchmark.peak_memory import device_peak, host_peak, reset_peaks
-from keras_mixer.benchmark.records import Report, Result
+from keras_mixer.benchmark.machine import (
+    describe_machine,
+    device_peak,
+    host_peak,
+    reset_peaks,
+)
+from keras_mixer.benchmark.records import Case, Report, Result
 from keras_mixer.benchmark.timing import (
+    Ratio,
     alternate,
     speed_ratio,
     timed,
     wait,
 )
 from keras_mixer.checks import check_dim, check_image_shape
-from keras_mixer.models import CONSTRUCTORS
+from keras_mixer.models import CONSTRUCTORS, MLPMixer
 from keras_mixer.training import finetune_optimizer
 
 OURS = "keras_mixer"
 _LOOP_SECONDS = 1.0  # `fit` and `predict` are timed over as many batches as take this
 
 
-def run(cases, *, weights=None, rounds=20, peers=None, loop=False, layers=False):
+# Makes, for a case, a function that runs one batch and returns its results.
+Peer = Callable[[Case], Callable[[], object]]
+
+
+@dataclass(frozen=True)
+class _Options:
+    """The arguments of `run` that hold for every case."""
+
+    weights: str | None
+    rounds: int
+    peers: Mapping[str, Peer]
+    loop: bool
+    layers: bool
+
+
+def run(
+    cases: Iterable[Case],
+    *,
+    weights: str | None = None,
+    rounds: int = 20,
+    peers: Mapping[str, Peer] | None = None,
+    loop: bool = False,
+    layers: bool = False,
+) -> Report:
     """Measure every case.
 
     Args:
-        cases: Sequence of `Case`.
+        cases: What to measure.
         weights: As in the family's constructors; `None` for random ones. The head is
-            new unless it has 1000 classes.
-        rounds: Timed calls of everything. Positive.
+            new unless the weights have one of 1000 classes.
+        rounds: Timed calls per case and peer. Positive.
         peers: What to compare with, by name: a function of a `Case` that returns a
             function without arguments, which runs one batch and returns its results.
-        loop: Whether to measure `predict` and `fit` against a bare loop.
-        layers: Whether to measure each kind of layer alone, where a case is inference.
+        loop: Whether to compare `predict` and `fit` with a hand-written loop.
+        layers: Whether to measure each kind of layer alone, for inference only.
 
     Returns:
-        A `Report`.
+        A `Report` with one `Result` per case, in their order.
 
     Raises:
         ValueError: If a case names no model of the family or its sizes do not fit.
@@ -58,18 +89,12 @@ def run(cases, *, weights=None, rounds=20, peers=None, loop=False, layers=False)
         dtype: matrix_product_ceiling(policy.compute_dtype)
         for dtype, policy in dtypes.items()
     }
-    options = {
-        "weights": weights,
-        "rounds": rounds,
-        "peers": peers or {},
-        "loop": loop,
-        "layers": layers,
-    }
-    results = [_measure(case, ceilings[case.dtype], **options) for case in cases]
+    options = _Options(weights, rounds, peers or {}, loop, layers)
+    results = [_measure(case, ceilings[case.dtype], options) for case in cases]
     return Report(describe_machine(), tuple(results))
 
 
-def _check(case):
+def _check(case: Case) -> None:
     if case.variant not in CONSTRUCTORS:
         raise ValueError(
             f"`variant` must be one of {', '.join(CONSTRUCTORS)}. "
@@ -79,10 +104,10 @@ def _check(case):
     check_image_shape(case.sizes["input_shape"], case.sizes["patch_size"])
 
 
-def _measure(case, ceiling, *, weights, rounds, peers, loop, layers):
+def _measure(case: Case, ceiling: float, options: _Options) -> Result:
     reset_peaks()
     start = time.perf_counter()
-    model = _model(case, weights)
+    model = _model(case, options.weights)
     wait([variable.value for variable in model.variables])
     build_seconds = time.perf_counter() - start
 
@@ -91,20 +116,23 @@ def _measure(case, ceiling, *, weights, rounds, peers, loop, layers):
     on_device = [keras.ops.convert_to_tensor(array) for array in (images, labels)]
     arguments = on_device if case.training else on_device[:1]
 
-    def ours():
+    def ours() -> object:
         return step(*arguments)
 
     first = timed(ours)
     peaks = {"host_peak": host_peak(), "device_peak": device_peak()}
-    calls = {OURS: ours} | {name: make(case) for name, make in peers.items()}
-    timings = alternate(calls, rounds=rounds)
+    others = {name: make(case) for name, make in options.peers.items()}
+    timings = alternate({OURS: ours} | others, rounds=options.rounds)
     timing = timings.pop(OURS)
 
     loop_ratio = None
-    if loop:
+    if options.loop:
         count = min(max(math.ceil(_LOOP_SECONDS / timing.median), 4), 200)
-        compare = _fit_against_bare if case.training else _predict_against_bare
-        loop_ratio = compare(model, step, _Repeated(images, labels, count), rounds)
+        batches = _Repeated(images, labels, count)
+        if isinstance(step, TrainingStep):
+            loop_ratio = _compare_fit(model, step, batches, options.rounds)
+        else:
+            loop_ratio = _compare_predict(model, step, batches, options.rounds)
     return Result(
         case=case,
         timing=timing,
@@ -113,12 +141,12 @@ def _measure(case, ceiling, *, weights, rounds, peers, loop, layers):
         ceiling=ceiling,
         loop=loop_ratio,
         peers={name: speed_ratio(timing, other) for name, other in timings.items()},
-        layers=_layer_seconds(model, case, rounds) if layers else {},
+        layers=_layer_seconds(model, case, options.rounds) if options.layers else {},
         **peaks,
     )
 
 
-def _model(case, weights):
+def _model(case: Case, weights: str | None) -> MLPMixer:
     model = CONSTRUCTORS[case.variant](
         weights=weights,
         input_shape=case.sizes["input_shape"],
@@ -134,7 +162,7 @@ def _model(case, weights):
     return model
 
 
-def _batch(case):
+def _batch(case: Case) -> tuple[np.ndarray, np.ndarray]:
     """Return random pixels and labels on the host."""
     rng = np.random.default_rng(0)
     shape = (case.batch_size, *case.sizes["input_shape"])
@@ -145,54 +173,58 @@ def _batch(case):
 class _Repeated(keras.utils.PyDataset):
     """The same batch on the host, `count` times."""
 
-    def __init__(self, images, labels, count):
+    def __init__(self, images: np.ndarray, labels: np.ndarray, count: int) -> None:
         super().__init__()
         self.batch = images, labels
         self.count = count
 
-    def __len__(self):
+    def __len__(self) -> int:
         return self.count
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         return self.batch
 
-    def tensors(self):
-        """Yield the batches as a loop written by hand would send them."""
+    def tensors(self) -> Iterator[list[Any]]:
+        """Yield the batches as tensors, as a hand-written loop sends them."""
         for index in range(self.count):
             yield [keras.ops.convert_to_tensor(array) for array in self[index]]
 
 
-def _predict_against_bare(model, compute, batches, rounds):
-    def bare():
+def _compare_predict(
+    model: MLPMixer, compute: ForwardPass, batches: _Repeated, rounds: int
+) -> Ratio:
+    def by_hand() -> np.ndarray:
         compute.release()  # `predict` gave the model's variables new arrays
         outputs = [compute(images) for images, _ in batches.tensors()]
         return np.concatenate([keras.ops.convert_to_numpy(y) for y in outputs])
 
     timings = alternate(
-        {"predict": lambda: model.predict(batches, verbose=0), "bare": bare},
+        {"predict": lambda: model.predict(batches, verbose=0), "by hand": by_hand},
         rounds=rounds,
         warmup=1,
     )
-    return speed_ratio(timings["predict"], timings["bare"])
+    return speed_ratio(timings["predict"], timings["by hand"])
 
 
-def _fit_against_bare(model, step, batches, rounds):
-    def fit():
+def _compare_fit(
+    model: MLPMixer, step: TrainingStep, batches: _Repeated, rounds: int
+) -> Ratio:
+    def fit() -> list[Any]:
         model.fit(batches, shuffle=False, verbose=0)
         return [variable.value for variable in model.trainable_variables]
 
-    def bare():
+    def by_hand() -> list[Any]:
         for images, labels in batches.tensors():
             step(images, labels)
         step.release()
         return [variable.value for variable in model.trainable_variables]
 
     step.release()
-    timings = alternate({"fit": fit, "bare": bare}, rounds=rounds, warmup=1)
-    return speed_ratio(timings["fit"], timings["bare"])
+    timings = alternate({"fit": fit, "by hand": by_hand}, rounds=rounds, warmup=1)
+    return speed_ratio(timings["fit"], timings["by hand"])
 
 
-def _layer_seconds(model, case, rounds):
+def _layer_seconds(model: MLPMixer, case: Case, rounds: int) -> dict[str, float]:
     """Return the time of each kind of layer, alone, times how many there are."""
     if case.training:
         return {}

@@ -1,6 +1,8 @@
-"""What a benchmark runs and what it found, as plain records."""
+"""What a benchmark measures and what it found, as plain records."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from keras_mixer.benchmark.flops import growth_exponent, matrix_flops
 from keras_mixer.benchmark.timing import Ratio, Timing
@@ -9,14 +11,15 @@ from keras_mixer.variants import count_params, parse_variant
 
 @dataclass(frozen=True)
 class Case:
-    """What one measurement runs.
+    """What one measurement measures.
 
     Attributes:
-        variant: Name of a model, such as `"B/16"`; it has 1000 classes here.
-        batch_size: Images of a call. Positive.
+        variant: Name of a model, such as `"B/16"`, here with 1000 classes.
+        batch_size: Images per call. Positive.
         image_size: Edge of the square images in pixels; `None` for the model's own.
         dtype: Dtype policy of the blocks, such as `"mixed_bfloat16"`.
-        training: A whole step of the official fine-tuning, not inference.
+        training: Whether to measure a whole step of the official fine-tuning instead
+            of inference.
     """
 
     variant: str
@@ -26,15 +29,15 @@ class Case:
     training: bool = False
 
     @property
-    def sizes(self):
+    def sizes(self) -> dict[str, Any]:
         """The arguments of `mlp_mixer` that fix the architecture."""
         variant = parse_variant(self.variant)
         edge = variant.image_size if self.image_size is None else self.image_size
         return {**variant.sizes, "input_shape": (edge, edge, 3), "num_classes": 1000}
 
     @property
-    def num_patches(self):
-        """S in the paper."""
+    def num_patches(self) -> int:
+        """Number of patches, S in the paper."""
         sizes = self.sizes
         return (sizes["input_shape"][0] // sizes["patch_size"]) ** 2
 
@@ -44,19 +47,20 @@ class Result:
     """What one measurement found.
 
     Attributes:
-        case: What ran.
+        case: What was measured.
         timing: Seconds of the calls, one batch each.
-        build_seconds: From nothing to a model with its weights.
+        build_seconds: Time to build the model and set its weights.
         compile_seconds: How much longer the first call took than the later ones.
         ceiling: Operations per second of large matrix products in the same dtype.
-        host_peak: Most memory of the process while it built and first ran the model,
-            in bytes; `None` where the system does not tell.
-        device_peak: That of the device; `None` where the backend does not tell.
-        loop: Speed of `predict` or `fit` as a multiple of a bare loop over the same
-            compiled function; `None` if not measured.
-        peers: Our speed as a multiple of theirs, by name.
-        layers: Seconds of each kind of layer run alone, over the whole model; empty if
-            not measured.
+        host_peak: Largest memory of the process while it built and first ran the
+            model, in bytes; `None` where the system does not report it.
+        device_peak: The same of the device; `None` where the backend does not report
+            it.
+        loop: Speed of `predict` or `fit` as a multiple of a hand-written loop over the
+            same compiled function; `None` if not measured.
+        peers: Our speed as a multiple of each peer's, by its name.
+        layers: Seconds of each kind of layer run alone, times the number of such
+            layers in the model; empty if not measured.
     """
 
     case: Case
@@ -71,28 +75,28 @@ class Result:
     layers: dict[str, float] = field(default_factory=dict)
 
     @property
-    def num_params(self):
+    def num_params(self) -> int:
         """Number of weights."""
         return count_params(**self.case.sizes)
 
     @property
-    def images_per_second(self):
-        """Throughput, by the median."""
+    def images_per_second(self) -> float:
+        """Throughput: batch size over the median time of a call."""
         return self.case.batch_size / self.timing.median
 
     @property
-    def flops_per_second(self):
-        """Operations in matrix products, counted, per measured second."""
+    def flops_per_second(self) -> float:
+        """Operations of the matrix products (`matrix_flops`) per measured second."""
         flops = matrix_flops(**self.case.sizes, training=self.case.training)
         return flops * self.images_per_second
 
     @property
-    def share_of_ceiling(self):
-        """The same, relative to large matrix products."""
+    def share_of_ceiling(self) -> float:
+        """`flops_per_second` as a fraction of `ceiling`."""
         return self.flops_per_second / self.ceiling
 
-    def to_dict(self):
-        """Return all numbers as JSON takes them."""
+    def to_dict(self) -> dict[str, Any]:
+        """Return all numbers as JSON types."""
         return {
             **asdict(self),
             "num_params": self.num_params,
@@ -110,15 +114,15 @@ class Report:
     """Several measurements on one machine.
 
     Attributes:
-        machine: What they ran on: devices, versions.
+        machine: Devices and versions, see `describe_machine`.
         results: In the order of the measurements.
     """
 
     machine: dict[str, str]
     results: tuple[Result, ...]
 
-    def image_sizes(self):
-        """Return the results that differ in nothing but image size, as lists."""
+    def image_sizes(self) -> list[list[Result]]:
+        """Return the results that differ in image size only, one list per group."""
         groups: dict[tuple, list[Result]] = {}
         for result in self.results:
             case = result.case
@@ -126,8 +130,8 @@ class Report:
             groups.setdefault(key, []).append(result)
         return [group for group in groups.values() if len(group) > 1]
 
-    def to_dict(self):
-        """Return everything as JSON takes it."""
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as JSON types."""
         return {
             "machine": self.machine,
             "results": [result.to_dict() for result in self.results],
@@ -138,11 +142,11 @@ class Report:
         }
 
 
-def growth(results):
-    """Return the exponent with which time grows with patches; the paper says 1.
+def growth(results: Sequence[Result]) -> float:
+    """Return `p` of `time ~ patches**p`; a Mixer's cost is linear (paper, section 2).
 
     Args:
-        results: Of one model at different image sizes.
+        results: Those of one model at different image sizes.
     """
     return growth_exponent(
         [result.case.num_patches for result in results],

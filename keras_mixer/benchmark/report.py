@@ -1,59 +1,75 @@
 """The numbers of a benchmark as tables and as a picture."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
-from keras_mixer.benchmark.records import growth
+from keras_mixer.benchmark.records import Case, Report, Result, growth
+from keras_mixer.benchmark.timing import Ratio
+from keras_mixer.visualize import new_figure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from rich.table import Table
 
 _COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377")
 
 
-def tables(report):
-    """Return rich tables of a `Report`: speed, costs, and what was compared."""
+def tables(report: Report) -> list["Table"]:
+    """Return rich tables of a `Report`: speed, costs, and comparisons if measured."""
     shown = [
-        _table(report, "Speed, median with quartiles", _SPEED),
-        _table(report, "Before and around it", _COSTS),
+        _table(report, "Speed: median (first to third quartile)", _SPEED),
+        _table(report, "Building, compiling, memory", _COSTS),
     ]
     peers = list(dict.fromkeys(name for r in report.results for name in r.peers))
     if peers:
         columns = {name: _peer_column(name) for name in peers}
-        shown.append(_table(report, "How many times as fast as", columns))
+        shown.append(
+            _table(
+                report,
+                "Our speed as a multiple of: median (first to third quartile)",
+                columns,
+            )
+        )
     layers = list(dict.fromkeys(name for r in report.results for name in r.layers))
     if layers:
         columns = {name: _layer_column(name) for name in layers}
-        shown.append(_table(report, "Layers alone, ms in the whole model", columns))
+        shown.append(
+            _table(report, "Each kind of layer alone, ms in the whole model", columns)
+        )
     return shown
 
 
-Column = Callable[..., str]
+Column = Callable[[Result], str]
 
 _SPEED: dict[str, Column] = {
     "ms": lambda r: _span(*(1e3 * s for s in (r.timing.median, *r.timing.quartiles))),
     "images/s": lambda r: f"{r.images_per_second:,.1f}",
     "GFLOP/s": lambda r: f"{r.flops_per_second / 1e9:,.0f}",
-    "of large products": lambda r: f"{r.share_of_ceiling:.0%}",
+    "of matrix-product peak": lambda r: f"{r.share_of_ceiling:.0%}",
 }
 _COSTS: dict[str, Column] = {
     "build s": lambda r: f"{r.build_seconds:.2f}",
     "compile s": lambda r: f"{r.compile_seconds:.2f}",
     "host MiB": lambda r: _mebibytes(r.host_peak),
     "device MiB": lambda r: _mebibytes(r.device_peak),
-    "fit, predict / bare loop": lambda r: _ratio(r.loop),
+    "fit or predict / hand-written loop": lambda r: _ratio(r.loop),
 }
 
 
-def _peer_column(name):
+def _peer_column(name: str) -> Column:
     return lambda result: _ratio(result.peers.get(name))
 
 
-def _layer_column(name):
+def _layer_column(name: str) -> Column:
     return lambda r: f"{1e3 * r.layers[name]:.2f}" if name in r.layers else ""
 
 
-def _table(report, title, columns):
+def _table(report: Report, title: str, columns: Mapping[str, Column]) -> "Table":
     from rich import box
     from rich.table import Table
 
-    # Where lines are short, cells go on in the next one; nothing is cut.
+    # In a narrow terminal long cells are folded; nothing is cut off.
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("case", overflow="fold")
     for heading in columns:
@@ -64,30 +80,31 @@ def _table(report, title, columns):
     return table
 
 
-def _name(case):
+def _name(case: Case) -> str:
     work = "training" if case.training else "inference"
     size = case.sizes["input_shape"][0]
     return f"{case.variant}, {size} px, batch {case.batch_size}, {case.dtype}, {work}"
 
 
-def _span(median, low, high):
+def _span(median: float, low: float, high: float) -> str:
     return f"{median:,.4g} ({low:,.4g} to {high:,.4g})"
 
 
-def _ratio(ratio):
+def _ratio(ratio: Ratio | None) -> str:
     return f"{ratio.median:.2f} ({ratio.low:.2f} to {ratio.high:.2f})" if ratio else ""
 
 
-def _mebibytes(number):
+def _mebibytes(number: int | None) -> str:
     return "" if number is None else f"{number / 2**20:,.0f}"
 
 
-def figure(report):
-    """Draw throughput against parameters and, with several sizes of image, the growth.
+def figure(report: Report) -> "Figure":
+    """Draw the throughput and, where image sizes differ, how the time grows with it.
 
-    The second panel shows time per image against the number of patches S, with the
-    measured exponent; a dotted line shows growth with S (paper: linear) from the first
-    point on.
+    Several models: images per second over parameters. One model: one bar per setting
+    (kind, image size, batch, dtype), with first and third quartile. The second panel
+    shows time per image over the number of patches S, with the measured exponent; its
+    dotted line grows linearly with S, as the paper says, from the first point on.
 
     Returns:
         A `matplotlib.figure.Figure`.
@@ -95,29 +112,63 @@ def figure(report):
     Raises:
         ImportError: If matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError(
-            "Plots need matplotlib: pip install 'keras_mixer[plot]'"
-        ) from error
     groups = report.image_sizes()
     panels = 2 if groups else 1
-    drawing = Figure(figsize=(6 * panels, 4.5), layout="constrained")
+    drawing = new_figure(6.5 * panels, max(4.5, 0.3 * len(report.results) + 1.5))
     axes = drawing.subplots(1, panels, squeeze=False)[0]
     machine = report.machine
     drawing.suptitle(
         f"{machine['devices']}, {machine['processor']}, {machine['backend']}",
         fontsize=10,
     )
-    _draw_throughput(axes[0], report.results)
+    if len({result.case.variant for result in report.results}) > 1:
+        _draw_throughput(axes[0], report.results)
+    else:
+        _draw_bars(axes[0], report.results)
     if groups:
         _draw_growth(axes[1], groups)
     return drawing
 
 
-def _draw_throughput(axes, results):
-    series = {}
+def _draw_bars(axes: "Axes", results: Sequence[Result]) -> None:
+    """Draw one bar per result: over parameters, one model would be a single point."""
+    for place, result in enumerate(results):
+        speed = result.images_per_second
+        slow, fast = (
+            result.case.batch_size / seconds
+            for seconds in reversed(result.timing.quartiles)
+        )
+        colour = _COLOURS[1 if result.case.training else 0]
+        axes.barh(place, speed, 0.7, color=colour)
+        axes.plot([slow, fast], [place, place], color="black", linewidth=1)
+        axes.annotate(
+            f"{speed:,.1f}",
+            (max(speed, fast), place),
+            xytext=(4, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=8,
+        )
+    case = results[0].case
+    axes.set_yticks(
+        range(len(results)), [_bar_name(result.case) for result in results], fontsize=8
+    )
+    axes.invert_yaxis()
+    axes.margins(x=0.15)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_xlabel("images per second (line: first to third quartile)")
+    millions = results[0].num_params / 1e6
+    axes.set_title(f"Mixer-{case.variant}, {millions:,.1f} M parameters", fontsize=10)
+
+
+def _bar_name(case: Case) -> str:
+    kind = "training" if case.training else "inference"
+    size = case.sizes["input_shape"][0]
+    return f"{kind}, {size} px,\nbatch {case.batch_size}, {case.dtype}"
+
+
+def _draw_throughput(axes: "Axes", results: Sequence[Result]) -> None:
+    series: dict[str, list[Result]] = {}
     for result in results:
         series.setdefault(_setting(result.case), []).append(result)
     for number, (setting, members) in enumerate(series.items()):
@@ -141,7 +192,7 @@ def _draw_throughput(axes, results):
     axes.legend(fontsize=8)
 
 
-def _draw_growth(axes, groups):
+def _draw_growth(axes: "Axes", groups: Sequence[Sequence[Result]]) -> None:
     for number, group in enumerate(groups):
         group = sorted(group, key=lambda result: result.case.num_patches)
         patches = [r.case.num_patches for r in group]
@@ -157,6 +208,6 @@ def _draw_growth(axes, groups):
     axes.legend(fontsize=8)
 
 
-def _setting(case):
+def _setting(case: Case) -> str:
     kind = "training" if case.training else "inference"
     return f"{kind}, batch {case.batch_size}, {case.dtype}"

@@ -1,11 +1,12 @@
 """How long calls take, on devices that work after the call has returned.
 
-Calls that are compared take turns, one call each, so that what drifts on the machine
-(clocks, heat, neighbours) meets all of them and cancels in their ratios.
+Calls that are compared take turns, one call each, so that slow changes of the machine
+(clock speed, heat, other processes) affect all of them and cancel in their ratios.
 """
 
 import statistics
 import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import keras
@@ -13,7 +14,7 @@ import keras
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of several calls of one thing, in the order of the calls.
+    """Seconds of several calls of one function, in the order of the calls.
 
     Attributes:
         seconds: At least one.
@@ -22,24 +23,24 @@ class Timing:
     seconds: tuple[float, ...]
 
     @property
-    def median(self):
-        """Half of the calls took less."""
+    def median(self) -> float:
+        """Median of the seconds."""
         return statistics.median(self.seconds)
 
     @property
-    def quartiles(self):
-        """What a quarter and three quarters of the calls took less than."""
+    def quartiles(self) -> tuple[float, float]:
+        """First and third quartile of the seconds."""
         return _quartiles(self.seconds)
 
 
 @dataclass(frozen=True)
 class Ratio:
-    """How many times as fast one thing is as another, over the rounds they shared.
+    """How many times as fast one function is as another, over their common rounds.
 
     Attributes:
-        median: Above 1 where the first is faster.
-        low: First quartile of the rounds.
-        high: Third quartile.
+        median: Median of the rounds' ratios; above 1 if the first is faster.
+        low: First quartile of the rounds' ratios.
+        high: Third quartile of the rounds' ratios.
     """
 
     median: float
@@ -47,10 +48,11 @@ class Ratio:
     high: float
 
 
-def speed_ratio(ours, theirs):
-    """Return how many times as fast `ours` is as `theirs`, from one `alternate`.
+def speed_ratio(ours: Timing, theirs: Timing) -> Ratio:
+    """Return how many times as fast `ours` is as `theirs`, both of one `alternate`.
 
-    Each round gives one ratio; a disturbance of both does not show.
+    Each round gives one ratio, `seconds of theirs / seconds of ours`, so that what
+    slowed both in a round cancels.
     """
     pairs = zip(ours.seconds, theirs.seconds, strict=True)
     ratios = [other / own for own, other in pairs]
@@ -58,11 +60,13 @@ def speed_ratio(ours, theirs):
     return Ratio(statistics.median(ratios), low, high)
 
 
-def alternate(calls, *, rounds=20, warmup=2):
+def alternate(
+    calls: Mapping[str, Callable[[], object]], *, rounds: int = 20, warmup: int = 2
+) -> dict[str, Timing]:
     """Time calls that take turns.
 
-    In every second round the order is reversed, so that none always follows the same
-    other.
+    Every second round runs in reverse order, so that no call always follows the same
+    other one.
 
     Args:
         calls: Functions without arguments by their names; each returns what it
@@ -82,7 +86,7 @@ def alternate(calls, *, rounds=20, warmup=2):
             f"negative. Received: {list(calls)}, rounds={rounds}, warmup={warmup}"
         )
     order = list(calls)
-    seconds = {name: [] for name in calls}
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(warmup + rounds):
         for name in order:
             duration = timed(calls[name])
@@ -92,17 +96,18 @@ def alternate(calls, *, rounds=20, warmup=2):
     return {name: Timing(tuple(values)) for name, values in seconds.items()}
 
 
-def timed(call):
-    """Return the seconds from a call to the moment all its results are there."""
+def timed(call: Callable[[], object]) -> float:
+    """Return the seconds from a call until all its results are computed."""
     start = time.perf_counter()
     wait(call())
     return time.perf_counter() - start
 
 
-def wait(outputs):
+def wait(outputs: object) -> None:
     """Return when the devices have computed every array of a nested structure.
 
-    JAX arrays, TensorFlow and torch tensors are waited for; anything else is there.
+    It waits for JAX arrays and for TensorFlow and torch tensors; anything else is taken
+    to be computed already.
     """
     for array in keras.tree.flatten(outputs):
         kind = type(array).__module__.partition(".")[0]
@@ -118,7 +123,7 @@ def wait(outputs):
             tf.test.experimental.sync_devices()
 
 
-def _quartiles(values):
+def _quartiles(values: Sequence[float]) -> tuple[float, float]:
     if len(values) == 1:
         return values[0], values[0]
     low, _, high = statistics.quantiles(values, n=4, method="inclusive")

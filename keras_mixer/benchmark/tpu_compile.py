@@ -1,48 +1,76 @@
 """Will it fit? The whole JAX training step, compiled for a TPU slice without the slice.
 
-    python -m keras_mixer.tpu_compile --variant B/16 --topology v5e:2x2 --batch 1024
+The TPU's own compiler reports, for one device, memory and floating-point operations per
+step. It runs on any machine with `pip install 'keras_mixer[tpu-compile]'`. The program
+is compiled only: it does not run, and no time is measured.
 
-prints what the TPU's own compiler says of one device: memory and floating-point
-operations per step. `--batch largest` looks for the largest batch that fits. It runs on
-any machine with `pip install 'keras_mixer[tpu-compile]'`, and neither runs the program
-nor times it.
+`compile_for_slice` builds and compiles what a `SliceStep` describes, and `table` shows
+the result. `topology`, `compile_step` and `largest_batch` do the same for any model.
 """
 
-import argparse
 import os
 import re
-import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import keras
 import numpy as np
 
 from keras_mixer.distribution import jax_devices
-from keras_mixer.models import CONSTRUCTORS
+from keras_mixer.models import CONSTRUCTORS, MLPMixer
 from keras_mixer.training import finetune_optimizer, pretrain_optimizer, set_remat
 
 _COLLECTIVE = re.compile(r" (?:all-reduce|all-gather|reduce-scatter)(?:-start)?\(")
 
-OPTIMIZERS = {
+_OPTIMIZERS = {
     "finetune": lambda: finetune_optimizer(total_steps=10_000),
     "pretrain": lambda: pretrain_optimizer(total_steps=100_000),
 }
 
 
 @dataclass(frozen=True)
+class SliceStep:
+    """One training step on a TPU slice.
+
+    Attributes:
+        variant: Name of a model of the family, such as `"B/16"`.
+        topology: Kind and shape of the slice, for example `"v5e:2x2"`.
+        model_devices: Devices that share one copy of the weights. Positive.
+        image_size: Edge of the square images in pixels.
+        num_classes: Number of classes. Positive.
+        dtype: Dtype policy of the model.
+        remat: Whether the blocks' activations are computed again in the backward pass,
+            which saves memory.
+        optimizer: Whose step: that of the official fine-tuning or pre-training.
+    """
+
+    variant: str = "B/16"
+    topology: str = "v5e:2x2"
+    model_devices: int = 1
+    image_size: int = 224
+    num_classes: int = 1000
+    dtype: str = "mixed_bfloat16"
+    remat: bool = False
+    optimizer: Literal["finetune", "pretrain"] = "finetune"
+
+
+@dataclass(frozen=True)
 class Compiled:
-    """What the compiler says of one device, in bytes, and of one step.
+    """What the compiler reports of one device, in bytes, and of one step.
 
     Attributes:
         batch_size: Images of a step, over all devices.
+        num_devices: Devices of the slice.
         state: Weights, optimizer and metrics, and this device's part of the batch.
         temporary: Activations and gradients at their peak.
         program: The compiled code.
         flops: Floating-point operations of this device in one step.
-        collectives: Operations in which devices exchange data.
+        collectives: Number of operations in which devices exchange data.
     """
 
     batch_size: int
+    num_devices: int
     state: int
     temporary: int
     program: int
@@ -50,7 +78,70 @@ class Compiled:
     collectives: int
 
 
-def topology(name):
+def compile_for_slice(
+    step: SliceStep, batch_size: int | None = None
+) -> Compiled | None:
+    """Build a model, compile its training step, and return the compiler's report.
+
+    The process computes on its CPU from now on: JAX must not look for a TPU.
+
+    Args:
+        step: The model, its optimizer and the slice.
+        batch_size: Images of a step, over all devices; `None` to find the largest
+            batch that fits (see `largest_batch`).
+
+    Returns:
+        A `Compiled`, or `None` if the memory of a device is too small.
+
+    Raises:
+        ImportError: If libtpu is not installed.
+        ValueError: If the backend is not JAX, there is no such variant, slice or
+            optimizer, or the batch does not divide among the devices.
+    """
+    if keras.config.backend() != "jax":
+        raise ValueError(
+            "Compiling for a TPU slice needs the backend JAX. Received: "
+            f"{keras.config.backend()}. Set KERAS_BACKEND=jax."
+        )
+    for name, value, choices in (
+        ("variant", step.variant, CONSTRUCTORS),
+        ("optimizer", step.optimizer, _OPTIMIZERS),
+    ):
+        if value not in choices:
+            raise ValueError(
+                f"`{name}` must be one of {', '.join(choices)}. Received: {value!r}"
+            )
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")
+    devices = topology(step.topology)
+    model = _trained_model(step)
+    if batch_size is None:
+        return largest_batch(model, devices, model_devices=step.model_devices)
+    return compile_step(model, devices, batch_size, model_devices=step.model_devices)
+
+
+def table(step: SliceStep, compiled: Compiled | None) -> str:
+    """Return the result of `compile_for_slice` as lines of text."""
+    name = f"{step.variant} at {step.image_size}, {step.dtype}, {step.topology}"
+    if step.remat:
+        name += ", remat"
+    if compiled is None:
+        return f"{name}: it does not fit into the memory of a device"
+    rows = {
+        "batch, all devices": f"{compiled.batch_size:,}",
+        "state and input, MiB": f"{compiled.state / 2**20:,.0f}",
+        "temporary, MiB": f"{compiled.temporary / 2**20:,.0f}",
+        "program, MiB": f"{compiled.program / 2**20:,.0f}",
+        "TFLOP per step": f"{compiled.flops / 1e12:,.3f}",
+        "collectives": f"{compiled.collectives}",
+    }
+    shared = f"{compiled.num_devices} devices, {step.model_devices} per model"
+    lines = [f"{key:<22}{value:>12}" for key, value in rows.items()]
+    return "\n".join([f"{name} ({shared}); per device:", *lines])
+
+
+def topology(name: str) -> Sequence[Any]:
     """Return the devices of a TPU slice that need not exist.
 
     Args:
@@ -84,11 +175,17 @@ def topology(name):
         ) from error
 
 
-def compile_step(model, devices, batch_size, *, model_devices=1):
-    """Compile `model.train_step` for the devices and return what the compiler says.
+def compile_step(
+    model: keras.Model,
+    devices: Sequence[Any],
+    batch_size: int,
+    *,
+    model_devices: int = 1,
+) -> Compiled | None:
+    """Compile `model.train_step` for the devices and return the compiler's report.
 
     The step is the one that `fit` runs under `jax_devices.Parallel`: loss, gradients,
-    optimizer, metrics, the state's memory given back.
+    optimizer, metrics; the memory of the old state is reused.
 
     Args:
         model: A compiled (`model.compile`) model with logits, on one device.
@@ -113,11 +210,11 @@ def compile_step(model, devices, batch_size, *, model_devices=1):
     layout = jax_devices.parallel(jax_devices.mesh(devices, model_devices))
     _create_state(model)
 
-    def placed(variable):
+    def placed(variable: keras.Variable) -> Any:
         sharding = layout.get_variable_layout(variable).backend_layout
         return jax.ShapeDtypeStruct(variable.shape, variable.dtype, sharding=sharding)
 
-    def batch(*shape):
+    def batch(*shape: int) -> Any:
         sharding = layout.get_data_layout((batch_size, *shape)).backend_layout
         return jax.ShapeDtypeStruct((batch_size, *shape), "float32", sharding=sharding)
 
@@ -146,6 +243,7 @@ def compile_step(model, devices, batch_size, *, model_devices=1):
     memory = program.memory_analysis()
     return Compiled(
         batch_size=batch_size,
+        num_devices=len(devices),
         state=memory.argument_size_in_bytes,
         temporary=memory.temp_size_in_bytes,
         program=memory.generated_code_size_in_bytes,
@@ -154,18 +252,16 @@ def compile_step(model, devices, batch_size, *, model_devices=1):
     )
 
 
-def _create_state(model):
-    """Create what `fit` creates with its first batch: optimizer and metrics."""
-    x, y = (np.zeros((1, *s[1:])) for s in (model.input_shape, model.output_shape))
-    model.optimizer.build(model.trainable_variables)
-    with keras.StatelessScope():
-        model.compute_metrics(x, y, y)
-
-
-def largest_batch(model, devices, *, model_devices=1, first=16):
+def largest_batch(
+    model: keras.Model,
+    devices: Sequence[Any],
+    *,
+    model_devices: int = 1,
+    first: int = 16,
+) -> Compiled | None:
     """Return the `Compiled` of the largest batch that fits, or `None`.
 
-    Batches are a power of two of images for each copy of the model.
+    Each copy of the model gets a power of two of images.
 
     Args:
         model: As in `compile_step`.
@@ -175,7 +271,7 @@ def largest_batch(model, devices, *, model_devices=1, first=16):
     """
     replicas = len(devices) // model_devices
 
-    def fits(images):
+    def fits(images: int) -> Compiled | None:
         return compile_step(
             model, devices, images * replicas, model_devices=model_devices
         )
@@ -189,81 +285,26 @@ def largest_batch(model, devices, *, model_devices=1, first=16):
     return best
 
 
-def main(arguments=None):
-    """Print the table that the command line asks for; return the exit code."""
-    options = _parser().parse_args(arguments)
-    if keras.config.backend() != "jax":
-        sys.exit("tpu_compile needs JAX: set KERAS_BACKEND=jax")
-    import jax
-
-    # The device of this process stays the CPU: the TPU is only compiled for.
-    jax.config.update("jax_platforms", "cpu")
-    try:
-        devices = topology(options.topology)
-        model = CONSTRUCTORS[options.variant](
-            input_shape=(options.image_size, options.image_size, 3),
-            num_classes=options.classes,
-            classifier_activation=None,
-            dtype=options.dtype,
-        )
-        set_remat(model, options.remat)
-        model.compile(
-            OPTIMIZERS[options.optimizer](),
-            keras.losses.CategoricalCrossentropy(from_logits=True),
-            metrics=["accuracy"],
-        )
-        if options.batch == "largest":
-            found = largest_batch(model, devices, model_devices=options.model)
-        else:
-            found = compile_step(
-                model, devices, int(options.batch), model_devices=options.model
-            )
-    except (ImportError, ValueError) as error:
-        sys.exit(str(error))
-    print(_table(options, len(devices), found))  # noqa: T201
-    return 0 if found else 1
-
-
-def _table(options, count, found):
-    name = f"{options.variant} at {options.image_size}, {options.dtype}, "
-    name += f"{options.topology} ({count} devices, {options.model} per model)"
-    name += ", remat" if options.remat else ""
-    if found is None:
-        return f"{name}: batch {options.batch} does not fit"
-    rows = {
-        "batch, all devices": f"{found.batch_size:,}",
-        "state and input, MiB": f"{found.state / 2**20:,.0f}",
-        "temporary, MiB": f"{found.temporary / 2**20:,.0f}",
-        "program, MiB": f"{found.program / 2**20:,.0f}",
-        "TFLOP per step": f"{found.flops / 1e12:,.3f}",
-        "collectives": f"{found.collectives}",
-    }
-    lines = [f"{key:<22}{value:>12}" for key, value in rows.items()]
-    return "\n".join([f"{name}; per device:", *lines])
-
-
-def _parser():
-    parser = argparse.ArgumentParser(
-        prog="python -m keras_mixer.tpu_compile",
-        description="Compile the JAX training step of a Mixer for a TPU slice.",
+def _trained_model(step: SliceStep) -> MLPMixer:
+    """Return the model of a `SliceStep` after `compile`."""
+    model = CONSTRUCTORS[step.variant](
+        input_shape=(step.image_size, step.image_size, 3),
+        num_classes=step.num_classes,
+        classifier_activation=None,
+        dtype=step.dtype,
     )
-    parser.add_argument("--variant", default="B/16", choices=CONSTRUCTORS)
-    parser.add_argument("--topology", default="v5e:2x2", help="v5e:2x2, v6e:16x16, ...")
-    parser.add_argument(
-        "--batch", default="largest", help="images over all devices, or largest"
+    set_remat(model, step.remat)
+    model.compile(
+        _OPTIMIZERS[step.optimizer](),
+        keras.losses.CategoricalCrossentropy(from_logits=True),
+        metrics=["accuracy"],
     )
-    parser.add_argument(
-        "--model", type=int, default=1, help="devices that share one model"
-    )
-    parser.add_argument("--image-size", type=int, default=224)
-    parser.add_argument("--classes", type=int, default=1000)
-    parser.add_argument("--dtype", default="mixed_bfloat16")
-    parser.add_argument(
-        "--remat", action="store_true", help="compute blocks twice, to save memory"
-    )
-    parser.add_argument("--optimizer", default="finetune", choices=OPTIMIZERS)
-    return parser
+    return model
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def _create_state(model: keras.Model) -> None:
+    """Create what `fit` creates with its first batch: optimizer and metrics."""
+    x, y = (np.zeros((1, *s[1:])) for s in (model.input_shape, model.output_shape))
+    model.optimizer.build(model.trainable_variables)
+    with keras.StatelessScope():
+        model.compute_metrics(x, y, y)

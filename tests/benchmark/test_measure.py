@@ -187,7 +187,7 @@ def test_tables_cut_nothing_where_lines_are_short(report):
 
 def test_tables_show_only_what_was_measured():
     shown = text(Report(MACHINE, (result(CASE, 1.0),)))
-    assert "as fast as" not in shown and "Layers" not in shown
+    assert "as a multiple" not in shown and "layer alone" not in shown
 
 
 def test_numbers_pass_through_json(report):
@@ -212,7 +212,17 @@ def test_figure(report):
     assert "S^0.50" in line.get_label()
 
 
-def test_figure_of_one_size_has_one_panel():
+def test_figure_of_one_model_has_a_bar_per_setting():
     pytest.importorskip("matplotlib")
-    drawn = benchmark.figure(Report(MACHINE, (result(CASE, 1.0),)))
-    assert len(drawn.axes) == 1
+    results = (
+        result(CASE, 1.0, 2.0, 4.0),
+        result(replace(CASE, batch_size=8, training=True), 0.5),
+    )
+    (axes,) = benchmark.figure(Report(MACHINE, results)).axes
+    assert [bar.get_width() for bar in axes.patches] == [1.0, 16.0]
+    assert [text.get_text() for text in axes.texts] == ["1.0", "16.0"]
+    # Times of 1.5 and 3 seconds are the quartiles: the line goes from slow to fast.
+    assert axes.lines[0].get_xdata() == pytest.approx([2 / 3, 2 / 1.5])
+    labels = [label.get_text() for label in axes.get_yticklabels()]
+    assert labels[1] == "training, 8 px,\nbatch 8, float32"
+    assert "Ti/4" in axes.get_title()

@@ -80,12 +80,11 @@ class TestSlice:
         with pytest.raises(ValueError, match="topology='v9:2x2'"):
             tpu_compile.topology("v9:2x2")
 
-    def test_the_command_prints_a_table(self, capsys):
-        arguments = ["--variant", "Ti/4", "--image-size", "32", "--batch", "64"]
-        assert tpu_compile.main(arguments) == 0
-        table = capsys.readouterr().out
-        assert "Ti/4 at 32, mixed_bfloat16, v5e:2x2 (4 devices, 1 per model)" in table
-        assert "TFLOP per step" in table
+    def test_a_model_of_the_family_gives_a_table(self):
+        step = tpu_compile.SliceStep("Ti/4", image_size=32, num_classes=10)
+        found = tpu_compile.compile_for_slice(step, 64)
+        assert (found.batch_size, found.num_devices) == (64, 4)
+        assert found.flops > 0
 
 
 @pytest.mark.skipif(keras.config.backend() != "jax", reason="JAX's compiler")
@@ -104,5 +103,32 @@ def test_no_libtpu_is_a_clear_error():
 
 @pytest.mark.skipif(keras.config.backend() == "jax", reason="what JAX can do")
 def test_another_backend_is_a_clear_error():
-    with pytest.raises(SystemExit, match="KERAS_BACKEND=jax"):
-        tpu_compile.main([])
+    with pytest.raises(ValueError, match="KERAS_BACKEND=jax"):
+        tpu_compile.compile_for_slice(tpu_compile.SliceStep())
+
+
+@pytest.mark.skipif(keras.config.backend() != "jax", reason="JAX's compiler")
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"variant": "XL/4"}, "`variant` must be one of Ti/4, .*'XL/4'"),
+        ({"optimizer": "adam"}, "`optimizer` must be one of finetune, pretrain.*adam"),
+    ],
+)
+def test_words_are_checked_before_anything_is_built(changes, message):
+    with pytest.raises(ValueError, match=message):
+        tpu_compile.compile_for_slice(tpu_compile.SliceStep(**changes))
+
+
+def test_the_table_names_the_step_and_every_number():
+    step = tpu_compile.SliceStep("H/14", "v5e:2x2", 2, remat=True)
+    found = tpu_compile.Compiled(64, 4, 3 * 2**30, 2**20, 2**21, 1.5e12, 7)
+    first, *rows = tpu_compile.table(step, found).splitlines()
+    assert first == (
+        "H/14 at 224, mixed_bfloat16, v5e:2x2, remat "
+        "(4 devices, 2 per model); per device:"
+    )
+    assert [row.split()[-1] for row in rows] == ["64", "3,072", "1", "2", "1.500", "7"]
+    assert tpu_compile.table(step, None).endswith(
+        "does not fit into the memory of a device"
+    )
