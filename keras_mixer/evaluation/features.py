@@ -1,48 +1,52 @@
 """Frozen features of a model on a data set: extracted once, kept on disk.
 
-The features are `pre_logits`, the mean over the patches after the final norm. A file
-of the cache is named by a hash of all that decides its numbers (the architecture, every
-weight, the preprocessing, the backend, and the images themselves), so none can be taken
-for another and nothing has to be invalidated.
+The features are `pre_logits`, the mean over the patches after the final norm. The name
+of a cache file is a hash of everything that decides its numbers (the architecture, all
+weights, the preprocessing, the backend, and the images), so that a cached file is never
+used for other features and never has to be deleted.
 """
 
 import hashlib
 import json
+import os
 import zipfile
 from dataclasses import replace
 from pathlib import Path
 
 import keras
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
+from keras_mixer.data import Source
 from keras_mixer.evaluation.inference import outputs
 from keras_mixer.files import atomic_write
 from keras_mixer.host_values import host_value
-from keras_mixer.models import check_mixer
+from keras_mixer.models import MLPMixer, check_mixer
+from keras_mixer.preprocessing import Preprocessing
 
 NODE = "pre_logits"
 
 
 def extract(
-    model,
-    source,
+    model: MLPMixer,
+    source: Source,
     *,
-    indices=None,
-    batch_size=64,
-    preprocessing=None,
-    cache_dir=None,
-    progress=False,
-):
+    indices: ArrayLike | None = None,
+    batch_size: int = 64,
+    preprocessing: Preprocessing | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    progress: bool = False,
+) -> NDArray[np.float32]:
     """Return the features of a data set, or of some examples of it, `(n, C)` float32.
 
     Args:
         model: An `MLPMixer`.
         source: The `data.Source` of the examples.
-        indices: Which examples, ascending; `None` for all. No other is computed.
+        indices: Numbers of the examples to compute, ascending; `None` for all.
         batch_size: Images per step. Positive.
         preprocessing: The `Preprocessing` record of the images; `None` for the model's
             own.
-        cache_dir: Folder to keep the features in and to look for them; `None` for none.
+        cache_dir: Folder where features are kept and looked up; `None` for no cache.
         progress: Whether to show a progress bar on the standard error.
 
     Raises:
@@ -74,20 +78,20 @@ def extract(
     return features
 
 
-def _subset(source, indices):
-    """Return the `Source` of some examples only; nothing of the others is decoded."""
+def _subset(source: Source, indices: ArrayLike) -> Source:
+    """Return the `Source` of some examples; the others are not decoded."""
     import tensorflow as tf
 
     chosen = np.zeros(source.num_examples, bool)
-    chosen[indices] = True
+    chosen[np.asarray(indices)] = True
     dataset = source.dataset.enumerate()
     dataset = dataset.filter(lambda index, example: tf.gather(chosen, index))
     dataset = dataset.map(lambda index, example: example)
-    return replace(source, dataset=dataset, num_examples=len(indices))
+    return replace(source, dataset=dataset, num_examples=int(chosen.sum()))
 
 
-def _key(model, record, source):
-    """Return the SHA-256 of all that decides the features, in hexadecimal digits."""
+def _key(model: MLPMixer, record: Preprocessing, source: Source) -> str:
+    """Return the SHA-256 of everything that decides the features, in hexadecimal."""
     facts = {
         "node": NODE,
         "backend": keras.config.backend(),
@@ -112,7 +116,7 @@ def _key(model, record, source):
     return digest.hexdigest()
 
 
-def _read(path):
+def _read(path: Path) -> NDArray[np.float32] | None:
     """Return the features of a cache file; `None` where it is missing or damaged."""
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
@@ -121,7 +125,7 @@ def _read(path):
         return None
 
 
-def _write(path, features):
+def _write(path: Path, features: NDArray[np.float32]) -> None:
     """Write a cache file, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as file:

@@ -4,35 +4,46 @@ How the paper measures representations ("linear 5-shot"): a few labelled example
 class, features from the frozen model, one linear map, no training loop.
 `evaluate` does it for a model and a data set, `linear_probe` for arrays of features.
 
-The ridge is solved in float64, so an accuracy depends on the features alone. The
-official code decomposes a float32 matrix. With its `l2` of 1024 both agree; beside an
-`l2` of 1 its rounding, which differs between processors and with the order of the
-examples, decides between scores closer than about 0.01.
+The ridge is solved in float64, so that an accuracy depends on the features alone. The
+official code solves it in float32. With its `l2` of 1024 both give the same accuracies.
+With an `l2` of 1 its rounding errors, which differ between processors and with the
+order of the examples, decide between scores that are closer than about 0.01.
 
 Source: `big_vision/evaluators/fewshot_lsr.py`; Dosovitskiy et al. 2020, "An Image is
 Worth 16x16 Words", section 4.1.
 """
 
+import os
+from collections.abc import Sequence
 from functools import partial
-from numbers import Integral
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
-# Stands in for a bias: so large that the ridge hardly shrinks its weight.
+from keras_mixer.checks import check_dim
+from keras_mixer.preprocessing import Preprocessing
+
+if TYPE_CHECKING:
+    from keras_mixer.data import Source
+    from keras_mixer.models import MLPMixer
+
+# A constant feature instead of a bias: so large that the ridge hardly shrinks its
+# weight.
 BIAS_CONSTANT = 100.0
 
 
 def linear_probe(
-    features,
-    labels,
-    test_features,
-    test_labels,
+    features: ArrayLike,
+    labels: ArrayLike,
+    test_features: ArrayLike,
+    test_labels: ArrayLike,
     *,
-    num_classes,
-    shots=5,
-    seeds=(0, 1, 2),
-    l2=1024.0,
-):
+    num_classes: int,
+    shots: int = 5,
+    seeds: Sequence[int] = (0, 1, 2),
+    l2: float = 1024.0,
+) -> list[float]:
     """Return the test accuracy of a linear few-shot classifier, once per seed.
 
     With `x` the standardised features of `shots` examples per class and a constant
@@ -57,53 +68,49 @@ def linear_probe(
     Raises:
         ValueError: If the arrays do not fit together or an argument is out of range.
 
-    Reference: `fewshot_lsr.py` of big_vision, whose numbers these are.
+    Reference: `fewshot_lsr.py` of big_vision; the accuracies are the same.
     """
-    _check_positive_integer("num_classes", num_classes)
-    features, labels = _check_examples("", features, labels, num_classes)
-    test_features, test_labels = _check_examples(
-        "test_", test_features, test_labels, num_classes
-    )
-    if features.shape[1] != test_features.shape[1]:
+    check_dim("num_classes", num_classes)
+    x, y = _check_examples("", features, labels, num_classes)
+    test_x, test_y = _check_examples("test_", test_features, test_labels, num_classes)
+    if x.shape[1] != test_x.shape[1]:
         raise ValueError(
             "`features` and `test_features` must have the same width. "
-            f"Received: shapes {features.shape} and {test_features.shape}. "
+            f"Received: shapes {x.shape} and {test_x.shape}. "
             "Compute both with the same model."
         )
     _check_l2(l2)
 
     accuracies = []
     for seed in seeds:
-        chosen = support_set(labels, num_classes=num_classes, shots=shots, seed=seed)
-        predicted = _predict(
-            features[chosen], labels[chosen], test_features, num_classes, l2
-        )
-        accuracies.append(float(np.mean(predicted == test_labels)))
+        chosen = support_set(y, num_classes=num_classes, shots=shots, seed=seed)
+        predicted = _predict(x[chosen], y[chosen], test_x, num_classes, l2)
+        accuracies.append(float(np.mean(predicted == test_y)))
     return accuracies
 
 
 def evaluate(
-    model,
-    train,
-    test,
+    model: "MLPMixer",
+    train: "Source",
+    test: "Source",
     *,
-    shots=(1, 5, 10, 25),
-    seeds=(0, 1, 2),
-    l2=1024.0,
-    batch_size=64,
-    preprocessing=None,
-    cache_dir=None,
-    progress=False,
-):
+    shots: Sequence[int] = (1, 5, 10, 25),
+    seeds: Sequence[int] = (0, 1, 2),
+    l2: float = 1024.0,
+    batch_size: int = 64,
+    preprocessing: Preprocessing | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    progress: bool = False,
+) -> dict[int, list[float]]:
     """Return the linear few-shot accuracies of a frozen model on a data set.
 
-    The features are `pre_logits`. Of `train` only the examples that some seed draws are
-    sent through the model: the labels alone decide which.
+    The features are `pre_logits`. The seeds and the labels alone decide which examples
+    of `train` are drawn; only these are sent through the model.
 
     Args:
         model: An `MLPMixer`.
-        train: The `data.Source` to draw the examples from. It is read whole, for its
-            labels; a slice such as `"train[:65000]"` will do for ImageNet.
+        train: The `data.Source` to draw the examples from. All its labels are read; for
+            ImageNet a slice such as `"train[:65000]"` is enough.
         test: The `data.Source` to classify, with the same classes.
         shots: Examples per class, several numbers. See `linear_probe`.
         seeds: One seed for each draw of the examples.
@@ -112,7 +119,8 @@ def evaluate(
         preprocessing: The `Preprocessing` record of the images; `None` for the model's
             own. The official evaluations resize to 256 x 256 and crop 224 x 224, which
             is the transform `"resize_crop"`.
-        cache_dir: Folder to keep features in, see `features.extract`; `None` for none.
+        cache_dir: Folder where features are kept and looked up, see `extract`; `None`
+            for no cache.
         progress: Whether to show a progress bar.
 
     Returns:
@@ -128,56 +136,43 @@ def evaluate(
     from keras_mixer.evaluation.inference import read_labels
 
     shots, seeds = tuple(shots), tuple(seeds)
-    for number in shots:
-        _check_positive_integer("shots", number)
+    _check_draws(train, test, shots, seeds)
     _check_l2(l2)
-    if not shots or not seeds:
-        raise ValueError(
-            "`shots` and `seeds` must hold one number at least. Received: "
-            f"shots={shots}, seeds={seeds}"
-        )
-    if train.label_names != test.label_names:
-        raise ValueError(
-            "`train` and `test` must have the same classes in the same order. "
-            f"Received: {_some(train.label_names)} and {_some(test.label_names)}"
-        )
     num_classes = train.num_classes
-    options = {
-        "batch_size": batch_size,
-        "preprocessing": preprocessing,
-        "cache_dir": cache_dir,
-        "progress": progress,
-    }
+    read = partial(
+        extract,
+        model,
+        batch_size=batch_size,
+        preprocessing=preprocessing,
+        cache_dir=cache_dir,
+        progress=progress,
+    )
     labels = _check_labels("train", read_labels(train), num_classes)
     draw = partial(support_set, labels, num_classes=num_classes)
-    # Fewer shots are among more: the largest number draws all that are needed.
+    # The examples of fewer shots are among those of more: the most shots draw all.
     indices = np.unique([draw(shots=max(shots), seed=seed) for seed in seeds])
-    features, _ = _check_examples(
-        "train_",
-        extract(model, train, indices=indices, **options),
-        labels[indices],
-        num_classes,
+    x, _ = _check_examples(
+        "train_", read(train, indices=indices), labels[indices], num_classes
     )
-    test_features, test_labels = _check_examples(
-        "test_",
-        extract(model, test, **options),
-        read_labels(test),
-        num_classes,
+    test_x, test_y = _check_examples(
+        "test_", read(test), read_labels(test), num_classes
     )
 
-    def accuracy(shots, seed):
+    def accuracy(shots: int, seed: int) -> float:
         chosen = draw(shots=shots, seed=seed)
-        x = features[np.searchsorted(indices, chosen)]
-        predicted = _predict(x, labels[chosen], test_features, num_classes, l2)
-        return float(np.mean(predicted == test_labels))
+        drawn = x[np.searchsorted(indices, chosen)]
+        predicted = _predict(drawn, labels[chosen], test_x, num_classes, l2)
+        return float(np.mean(predicted == test_y))
 
     return {number: [accuracy(number, seed) for seed in seeds] for number in shots}
 
 
-def support_set(labels, *, num_classes, shots, seed):
-    """Return the indices of the examples a seed draws, class after class.
+def support_set(
+    labels: ArrayLike, *, num_classes: int, shots: int, seed: int
+) -> NDArray[np.int64]:
+    """Return the indices of the examples that a seed draws, class after class.
 
-    Of each class the first `shots` of one random permutation are taken, so the examples
+    Of each class the first `shots` of one random permutation are taken. So the examples
     of fewer shots are among those of more.
 
     Args:
@@ -189,19 +184,25 @@ def support_set(labels, *, num_classes, shots, seed):
     Raises:
         ValueError: If an argument is out of range or there are no examples.
     """
-    _check_positive_integer("num_classes", num_classes)
-    _check_positive_integer("shots", shots)
-    labels = _check_labels("labels", labels, num_classes)
+    check_dim("num_classes", num_classes)
+    check_dim("shots", shots)
+    numbers = _check_labels("labels", labels, num_classes)
     rng = np.random.default_rng(seed)
     return np.concatenate(
         [
-            rng.permutation(np.flatnonzero(labels == cls))[:shots]
+            rng.permutation(np.flatnonzero(numbers == cls))[:shots]
             for cls in range(num_classes)
         ]
     )
 
 
-def _predict(x, labels, test_x, num_classes, l2):
+def _predict(
+    x: NDArray[Any],
+    labels: NDArray[Any],
+    test_x: NDArray[Any],
+    num_classes: int,
+    l2: float,
+) -> NDArray[Any]:
     """Return the classes of `test_x` by the ridge fitted to `x` and `labels`."""
     mean, std = x.mean(axis=0), x.std(axis=0) + 1e-5
     y = 2.0 * np.eye(num_classes)[labels] - 1.0  # (n, num_classes)
@@ -209,11 +210,11 @@ def _predict(x, labels, test_x, num_classes, l2):
     return (_with_bias((test_x - mean) / std) @ w).argmax(axis=1)
 
 
-def _with_bias(x):
+def _with_bias(x: NDArray[Any]) -> NDArray[Any]:
     return np.pad(x, ((0, 0), (0, 1)), constant_values=BIAS_CONSTANT)
 
 
-def _ridge(x, y, l2):
+def _ridge(x: NDArray[Any], y: NDArray[Any], l2: float) -> NDArray[Any]:
     """Return `(x^T x + l2 I)^-1 x^T y`, by the smaller of the two Gram matrices."""
     n, d = x.shape
     if n < d:
@@ -221,57 +222,69 @@ def _ridge(x, y, l2):
     return _solve(x.T @ x + l2 * np.eye(d), x.T @ y)
 
 
-def _solve(gram, y):
+def _solve(gram: NDArray[Any], y: NDArray[Any]) -> NDArray[Any]:
     # Least squares, not `solve`: with `l2=0` a constant feature makes `gram` singular.
     return np.linalg.lstsq(gram, y, rcond=None)[0]
 
 
-def _check_examples(prefix, features, labels, num_classes):
-    """Return features in float64 and labels, if they are N examples of some classes."""
-    labels = _check_labels(f"{prefix}labels", labels, num_classes)
-    features = np.asarray(features, np.float64)
-    if features.ndim != 2 or len(features) != len(labels):
+def _check_examples(
+    prefix: str, features: ArrayLike, labels: ArrayLike, num_classes: int
+) -> tuple[NDArray[np.float64], NDArray[Any]]:
+    """Return features in float64 and their labels, if they fit together."""
+    y = _check_labels(f"{prefix}labels", labels, num_classes)
+    x = np.asarray(features, np.float64)
+    if x.ndim != 2 or len(x) != len(y):
         raise ValueError(
-            f"`{prefix}features` must have one row for each of the {len(labels)} "
-            f"`{prefix}labels`. Received: shape {features.shape}"
+            f"`{prefix}features` must have one row for each of the {len(y)} "
+            f"`{prefix}labels`. Received: shape {x.shape}"
         )
-    if not np.isfinite(features).all():
-        row = int(np.argmin(np.isfinite(features).all(axis=1)))
+    if not np.isfinite(x).all():
+        row = int(np.argmin(np.isfinite(x).all(axis=1)))
         raise ValueError(
             f"`{prefix}features` must be finite. Received: NaN or infinity in row "
             f"{row}. Look at the image of that row and at the model's dtype."
         )
-    return features, labels
+    return x, y
 
 
-def _check_labels(name, labels, num_classes):
-    labels = np.asarray(labels)
-    if labels.ndim != 1 or labels.size == 0 or labels.dtype.kind not in "iu":
+def _check_labels(name: str, labels: ArrayLike, num_classes: int) -> NDArray[Any]:
+    y = np.asarray(labels)
+    if y.ndim != 1 or y.size == 0 or y.dtype.kind not in "iu":
         raise ValueError(
             f"`{name}` must be a non-empty list of integers. Received: shape "
-            f"{labels.shape}, dtype {labels.dtype}"
+            f"{y.shape}, dtype {y.dtype}"
         )
-    outside = labels[(labels < 0) | (labels >= num_classes)]
+    outside = y[(y < 0) | (y >= num_classes)]
     if outside.size:
         raise ValueError(
             f"`{name}` must lie in [0, num_classes). Received: {int(outside[0])} with "
             f"num_classes={num_classes}"
         )
-    return labels
+    return y
 
 
-def _some(names, count=3):
+def _check_draws(
+    train: "Source", test: "Source", shots: Sequence[int], seeds: Sequence[int]
+) -> None:
+    for number in shots:
+        check_dim("shots", number)
+    if not shots or not seeds:
+        raise ValueError(
+            "`shots` and `seeds` must hold one number at least. Received: "
+            f"shots={shots}, seeds={seeds}"
+        )
+    if train.label_names != test.label_names:
+        raise ValueError(
+            "`train` and `test` must have the same classes in the same order. "
+            f"Received: {_some(train.label_names)} and {_some(test.label_names)}"
+        )
+
+
+def _some(names: Sequence[str], count: int = 3) -> str:
     rest = ", ..." if len(names) > count else ""
     return f"{len(names)} classes ({', '.join(names[:count])}{rest})"
 
 
-def _check_l2(l2):
+def _check_l2(l2: float) -> None:
     if not (np.isfinite(l2) and l2 >= 0):
         raise ValueError(f"`l2` must not be negative. Received: l2={l2!r}")
-
-
-def _check_positive_integer(name, value):
-    if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
-        raise ValueError(
-            f"`{name}` must be a positive integer. Received: {name}={value!r}"
-        )

@@ -1,23 +1,34 @@
 """A model's outputs for every example of a data set, one batch after another."""
 
 import math
+from collections.abc import Iterator
+from typing import Any
 
 import keras
 import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
-from keras_mixer.data import evaluation_batches
-from keras_mixer.models import check_mixer
+from keras_mixer.data import Source, evaluation_batches
+from keras_mixer.models import MLPMixer, check_mixer
+from keras_mixer.preprocessing import Preprocessing
 
 
 def outputs(
-    model, source, *, node=None, batch_size=64, preprocessing=None, progress=False
-):
+    model: MLPMixer,
+    source: Source,
+    *,
+    node: str | None = None,
+    batch_size: int = 64,
+    preprocessing: Preprocessing | None = None,
+    progress: bool = False,
+) -> Iterator[tuple[NDArray[Any], NDArray[np.int64]]]:
     """Yield `(outputs, labels)` of one pass over a data set, in its order.
 
-    Images are resized and cropped as the model's record says. Every batch has the same
-    shape: the last one is filled up, and what filled it is left out of the result.
+    Images are resized and cropped as the model's record says. All batches have the same
+    shape, so that the model is compiled once: the last one is padded, and the outputs
+    of the padding are left out.
 
     Args:
         model: An `MLPMixer`.
@@ -26,7 +37,7 @@ def outputs(
             model's own output.
         batch_size: Images per step. Positive.
         preprocessing: The `Preprocessing` record of the images; `None` for the model's
-            own. The range of the pixels is the model's in any case.
+            own. The value range is always the model's.
         progress: Whether to show a progress bar on the standard error, if that is a
             terminal.
 
@@ -63,7 +74,7 @@ def outputs(
         yield keras.ops.convert_to_numpy(values)[real], labels.argmax(axis=1)[real]
 
 
-def read_labels(source):
+def read_labels(source: Source) -> NDArray[np.int64]:
     """Return the labels of a data set, `(N,)` integers, without decoding an image."""
     labels = source.dataset.map(lambda _, label: label)
     return np.fromiter(labels.as_numpy_iterator(), np.int64)

@@ -16,9 +16,15 @@ TRUE = RNG.integers(0, 7, 40)
 NAMES = tuple("abcdefg")
 
 
+def named_model(names=NAMES):
+    model = drawn_model(num_classes=7)
+    model.labels = names
+    return model
+
+
 @pytest.fixture(scope="module")
 def model():
-    return drawn_model(num_classes=7)
+    return named_model()
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +72,7 @@ def test_classes_are_found_and_rightly_named():
 
 
 def test_equal_scores_are_no_success():
-    untrained = drawn_model(num_classes=7)
+    untrained = named_model()
     for weight in untrained.get_layer("head").weights:
         weight.assign(np.zeros(weight.shape))
     evaluation = evaluate(untrained, source())
@@ -75,15 +81,14 @@ def test_equal_scores_are_no_success():
 
 
 def test_a_score_that_is_no_number_is_an_error():
-    broken = drawn_model(num_classes=7)
+    broken = named_model()
     broken.get_layer("head").bias.assign(np.full(7, np.nan))
     with pytest.raises(ValueError, match="Received: NaN for image 0"):
         evaluate(broken, source())
 
 
 def test_classes_are_told_by_their_names(scores):
-    named = drawn_model(num_classes=7)
-    named.labels = NAMES
+    named = named_model()
     order = RNG.permutation(7)
     renamed = source(np.argsort(order)[TRUE], [NAMES[i] for i in order])
     one, other = evaluate(named, source()), evaluate(named, renamed)
@@ -97,12 +102,66 @@ def test_classes_are_told_by_their_names(scores):
     assert evaluation.confusion_matrix.shape == (7, 7)
 
 
-def test_names_that_repeat_tell_nothing(model):
+def test_numbers_are_the_names_of_a_model_without_labels(model):
+    unnamed = drawn_model(num_classes=7)
+    numbered = keras_mixer.data.from_arrays(IMAGES, TRUE)
+    one, other = evaluate(unnamed, numbered), evaluate(model, source())
+    np.testing.assert_array_equal(one.confusion_matrix, other.confusion_matrix)
+    assert one.label_names == tuple("0123456")
+    with pytest.raises(ValueError, match="7 of 7 .* a, b, .*only numbers"):
+        evaluate(unnamed, source())
+    # Fewer classes, and numbers that are no class of the model.
+    few = TRUE[TRUE < 3]
+    part = keras_mixer.data.from_arrays(IMAGES[TRUE < 3], few)
+    assert evaluate(unnamed, part).num_examples == len(few)
+    with pytest.raises(ValueError, match="1 of 7 .* not the model's: 7. The 7"):
+        evaluate(unnamed, source(names=tuple("7654321")))
+
+
+def test_a_name_in_another_form_of_its_accents_is_the_same():
+    composed, split = (
+        "caf\N{LATIN SMALL LETTER E WITH ACUTE}",
+        "cafe\N{COMBINING ACUTE ACCENT}",
+    )
+    named = named_model((composed, *NAMES[1:]))
+    other = evaluate(named, source(names=(split, *NAMES[1:])))
+    assert other.top_1 == evaluate(named_model(), source()).top_1
+
+
+@pytest.mark.parametrize(
+    "names", [tuple(map(str, range(1, 8))), tuple("abcdefz"), tuple("ABCDEFG")]
+)
+def test_classes_are_never_matched_by_position_unless_asked(model, names):
+    unknown = [name for name in names if name not in NAMES]
+    message = (
+        f"{len(unknown)} of 7 classes that are not the model's: {', '.join(unknown)}. "
+        'The 7 classes of the model are a, b, c, d, e, f, g.*`match="position"`'
+    )
+    with pytest.raises(ValueError, match=message):
+        evaluate(model, source(names=names))
+    by_position = evaluate(model, source(names=names), match="position")
+    expected = evaluate(model, source())
+    np.testing.assert_array_equal(
+        by_position.confusion_matrix, expected.confusion_matrix
+    )
+    assert by_position.label_names == NAMES
+
+
+def test_position_ignores_names_that_are_in_another_order(model, scores):
+    backwards = source(names=NAMES[::-1])
+    found = evaluate(model, backwards, match="position")
+    assert found.top_1 == np.mean(scores.argmax(axis=1) == TRUE)
+    with pytest.raises(ValueError, match="`match` must be 'name' or 'position'.*'by'"):
+        evaluate(model, backwards, match="by")
+
+
+def test_names_that_repeat_match_only_as_a_whole(model):
     crane = ("crane", *NAMES[1:6], "crane")
-    named = drawn_model(num_classes=7)
-    named.labels = crane
+    named = named_model(crane)
     one, other = evaluate(named, source(names=crane)), evaluate(model, source())
     np.testing.assert_array_equal(one.confusion_matrix, other.confusion_matrix)
+    with pytest.raises(ValueError, match="names that repeat"):
+        evaluate(named, source(names=(*crane[:5], "crane", "f")))
 
 
 def test_real_labels_are_any_of_several(model, scores):
@@ -115,8 +174,7 @@ def test_real_labels_are_any_of_several(model, scores):
 
 
 def test_real_labels_are_numbers_of_the_data_set(scores):
-    named = drawn_model(num_classes=7)
-    named.labels = NAMES
+    named = named_model()
     backwards = source(6 - TRUE, NAMES[::-1])
     real = [[6 - int(first)] for first in scores.argmax(axis=1)]
     assert evaluate(named, backwards, real_labels=real).real == 1.0
@@ -170,9 +228,9 @@ def test_a_model_of_other_classes_is_an_error():
     other = drawn_model()
     message = "a model of 5 classes, a data set of 7.*`num_classes=7`"
     with pytest.raises(ValueError, match=message):
-        evaluate(other, source())
+        evaluate(other, source(), match="position")
     other.labels = LABELS
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match="7 of 7 classes that are not the model's"):
         evaluate(other, source())
 
 
