@@ -7,8 +7,10 @@ once they are registered, so they come as soon as Keras itself is imported.
 
 import importlib
 import importlib.abc
-import importlib.util
+import importlib.machinery
 import sys
+from collections.abc import Sequence
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -130,28 +132,46 @@ def _register_classes() -> None:
     importlib.import_module(f"{__name__}.training")
 
 
-class _AfterKeras(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Registers the classes right after the first import of Keras."""
+class _RegistersAfterKeras(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Registers the classes as soon as Keras is imported, and no wing half-imported.
 
-    def find_spec(self, name, path=None, target=None):
-        if name != "keras":
+    It loads Keras and the modules of this package as Python would, and looks after each
+    of them whether it is time.
+    """
+
+    def __init__(self) -> None:
+        self._loaders: dict[str, importlib.abc.Loader] = {}
+        self._depth = 0
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        if name != "keras" and name.rpartition(".")[0] != __name__:
             return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(name)
-        if spec is not None:
-            self._loader, spec.loader = spec.loader, self
+        spec = importlib.machinery.PathFinder.find_spec(name, path, target)
+        if spec is not None and spec.loader is not None:
+            self._loaders[name], spec.loader = spec.loader, self
         return spec
 
-    def create_module(self, spec):
-        return self._loader.create_module(spec)
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
+        return self._loaders[spec.name].create_module(spec)
 
-    def exec_module(self, module):
-        module.__loader__ = module.__spec__.loader = self._loader
-        self._loader.exec_module(module)
-        _register_classes()
+    def exec_module(self, module: ModuleType) -> None:
+        loader = self._loaders.pop(module.__name__)
+        module.__loader__ = loader
+        if module.__spec__ is not None:
+            module.__spec__.loader = loader
+        self._depth += 1
+        try:
+            loader.exec_module(module)
+        finally:
+            self._depth -= 1
+        if not self._depth and "keras" in sys.modules and self in sys.meta_path:
+            sys.meta_path.remove(self)
+            _register_classes()
 
 
 if "keras" in sys.modules:
     _register_classes()
 else:
-    sys.meta_path.insert(0, _AfterKeras())
+    sys.meta_path.insert(0, _RegistersAfterKeras())

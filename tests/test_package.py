@@ -117,7 +117,16 @@ def test_importing_the_package_loads_no_backend():
 
 @pytest.mark.parametrize(
     "imports",
-    ["import keras_mixer, keras", "import keras, keras_mixer", "import keras_mixer"],
+    [
+        "import keras_mixer, keras",
+        "import keras, keras_mixer",
+        "import keras_mixer",
+        "import keras_mixer.layers",
+        "from keras_mixer.checkpoints import list_checkpoints",
+        "from keras_mixer.labels import decode_predictions",
+        "from keras_mixer import data",
+        "from keras_mixer.cli import main",
+    ],
 )
 def test_saved_models_load_after_the_import_alone(imports, tmp_path):
     path = ROOT / "tests" / "data" / "before_wings" / "finetuned.keras"

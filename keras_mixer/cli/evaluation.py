@@ -150,9 +150,9 @@ def _print_classes(evaluation, count):
 
 
 def _fewshot(options):
-    from keras_mixer.evaluation import evaluate
+    from keras_mixer import fewshot
 
-    accuracies = evaluate(
+    accuracies = fewshot.evaluate(
         chosen_model(options),
         opened_source(options, options.split),
         opened_source(options, options.validation_split),

@@ -278,7 +278,9 @@ def test_files_are_kept_in_the_home_of_keras(storage, tmp_path, monkeypatch):
 
 def test_an_embedded_checkpoint_is_found(tmp_path, monkeypatch):
     record = find_checkpoint("Ti/4", "cifar10")
-    monkeypatch.setattr(records_module, "__file__", str(tmp_path / "package" / "x.py"))
+    monkeypatch.setattr(
+        records_module, "__file__", str(tmp_path / "package" / "checkpoints" / "x.py")
+    )
     with pytest.raises(FileNotFoundError, match="mixer-ti4-cifar10 is missing.*Instal"):
         weights_path(record)
     for folder in (tmp_path / "weights", tmp_path / "package" / "embedded"):

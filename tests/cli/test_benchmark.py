@@ -2,6 +2,7 @@ import json
 
 import pytest
 
+from keras_mixer import benchmark
 from keras_mixer.benchmark import measure
 from keras_mixer.cli.main import main
 
@@ -35,16 +36,16 @@ def test_its_options_reach_the_measurement(monkeypatch, capsys):
 
     def run(cases, **arguments):
         asked.update(arguments, cases=cases)
-        return measure.Report({"backend": "none"}, ())
+        return benchmark.Report({"backend": "none"}, ())
 
-    monkeypatch.setattr(measure, "run", run)
+    monkeypatch.setattr(benchmark, "run", run)
     options = "--train --loop --layers --weights gsam --dtypes float32 mixed_bfloat16"
     options += " --variants B/16 S/16 --batch-sizes 4 --rounds 7"
     assert main(["benchmark", *options.split()]) == 0
     cases = asked.pop("cases")
     assert asked == {"weights": "gsam", "rounds": 7, "loop": True, "layers": True}
     assert len(cases) == len(set(cases)) == 8
-    assert measure.Case("S/16", 4, None, "mixed_bfloat16", True) in cases
+    assert benchmark.Case("S/16", 4, None, "mixed_bfloat16", True) in cases
 
 
 def test_by_default_models_are_random_and_not_trained(monkeypatch, capsys):
@@ -52,11 +53,11 @@ def test_by_default_models_are_random_and_not_trained(monkeypatch, capsys):
 
     def run(cases, **arguments):
         asked.update(arguments, cases=cases)
-        return measure.Report({}, ())
+        return benchmark.Report({}, ())
 
-    monkeypatch.setattr(measure, "run", run)
+    monkeypatch.setattr(benchmark, "run", run)
     assert main(["benchmark"]) == 0
-    assert asked["cases"] == [measure.Case("B/16", 1), measure.Case("B/16", 16)]
+    assert asked["cases"] == [benchmark.Case("B/16", 1), benchmark.Case("B/16", 16)]
     assert asked["weights"] is None
 
 

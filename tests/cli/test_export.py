@@ -44,7 +44,7 @@ def test_export_int8_from_a_folder(written, tmp_path, capsys, monkeypatch):
         seen.append((calibration_images, overwrite))
         return 0.01
 
-    monkeypatch.setattr("keras_mixer.export.writer.export", export)
+    monkeypatch.setattr("keras_mixer.export.export", export)
     folder = pictures(tmp_path / "pictures")
     arguments = ["export", str(written), "--int8", str(folder), "--force"]
     assert main([*arguments, "--count", "2"]) == 0
@@ -65,9 +65,9 @@ def test_export_int8_from_a_data_set(written, capsys, monkeypatch):
         opened.append((arguments, options))
         return keras_mixer.data.from_arrays(images, np.arange(9))
 
-    monkeypatch.setattr("keras_mixer.data.data.open_source", open_source)
+    monkeypatch.setattr("keras_mixer.data.open_source", open_source)
     monkeypatch.setattr(
-        "keras_mixer.export.writer.export",
+        "keras_mixer.export.export",
         lambda model, path, **options: seen.append(options) or 0.01,
     )
     arguments = ["--int8", "cifar10", "--split", "test", "--data-dir", "folder"]

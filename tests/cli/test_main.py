@@ -169,7 +169,7 @@ def test_publish_sends_what_was_verified(capsys, official, monkeypatch):
         sent.update(facts, config=model.config, repository=repository)
         return "c" * 40
 
-    monkeypatch.setattr("keras_mixer.hub.publish.push_to_hub", push)
+    monkeypatch.setattr("keras_mixer.hub.push_to_hub", push)
     arguments = ["publish", str(official), "alice/mixer", *TOLD]
     assert main([*arguments, "--private", "--tag", "v1", "--message", "First"]) == 0
     out = capsys.readouterr().out

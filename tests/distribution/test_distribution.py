@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from hosts import TWO_HOSTS, environment, free_ports
 
-from keras_mixer.distribution import start
+from keras_mixer import distribution
 from keras_mixer.training.run_checkpoints import Checkpoints, read_checkpoint, restore
 
 BACKEND = keras.config.backend()
@@ -26,7 +26,7 @@ OTHERS = {"mirrored", "tpu", "multiworker", "data", "model:2", "ddp"} - {
 @pytest.fixture(scope="module")
 def one_device(tmp_path_factory):
     """What one device finds: the truth."""
-    devices = start.start(None)
+    devices = distribution.start(None)
     model, history = devices_job.train(devices, tmp_path_factory.mktemp("one"))
     return devices_job.findings(devices, model, history)
 
@@ -105,7 +105,7 @@ def test_the_checkpoint_of_two_hosts_loads_on_one_device(two_hosts, one_device):
     (path,) = (two_hosts["folder"] / "run").glob(f"*/step-{devices_job.STEPS:09}.npz")
     model = devices_job.compiled_model()
     restore(model, read_checkpoint(path).arrays)
-    devices = start.start(None)
+    devices = distribution.start(None)
     found = {
         f"evaluated/{k}": v for k, v in devices_job.evaluated(devices, model).items()
     }
@@ -130,7 +130,7 @@ def test_a_dead_host_leaves_a_checkpoint_that_loads(two_hosts):
 @pytest.mark.parametrize("name", [*sorted(OTHERS), "model:0.5", "gpu", ""])
 def test_a_name_of_another_backend_is_an_error(name):
     with pytest.raises(ValueError, match=f"on the {BACKEND} backend, one of") as error:
-        start.start(name)
+        distribution.start(name)
     assert f"name={name!r}" in str(error.value)
 
 
@@ -162,7 +162,7 @@ from pathlib import Path
 path = Path(sys.argv[1])
 found = {}
 for name in ("data", "model:2"):
-    devices = start.start(name)
+    devices = distribution.start(name)
     model, history = train(devices, path.with_name(f"run-{name}"))
     results = findings(devices, model, history)
     found |= {f"{name}/{key}": value for key, value in results.items()}
@@ -196,9 +196,9 @@ for now, then in zip(model.get_weights(), before, strict=True):
 with pytest.raises(ValueError, match="inside `scope\\(\\)`.*stem/projection/kernel"):
     devices.fit(compiled_model(), full(8))
 with pytest.raises(ValueError, match="model:3 with 4 devices per host"):
-    start.start("model:3")
+    distribution.start("model:3")
 with pytest.raises(ValueError, match="`num_processes` must be an integer"):
-    start.start("data", coordinator="127.0.0.1:1")
+    distribution.start("data", coordinator="127.0.0.1:1")
 np.savez(path, **found)
 """
 
@@ -244,11 +244,11 @@ import pytest
 from devices_job import compiled_model, evaluated, examples, findings, predicted, train
 from keras_mixer import distribution
 from keras_mixer.layers import MixerBlock
-from keras_mixer.tensorflow_devices import TPU
+from keras_mixer.distribution.tensorflow_devices import TPU
 from pathlib import Path
 
 path = Path(sys.argv[1])
-devices = start.start("mirrored")
+devices = distribution.start("mirrored")
 assert (devices.num_replicas, devices.shard, devices.is_chief) == (2, (0, 1), True)
 model, history = train(devices, path.with_name("run"))
 found = {f"mirrored/{k}": v for k, v in findings(devices, model, history).items()}
@@ -272,7 +272,7 @@ with pytest.raises(ValueError, match="batches of 7 for 2 replicas"):
     devices.fit(model, pairs.batch(7, drop_remainder=True))
 with pytest.raises(ValueError, match="batches of unknown size for 2"):
     devices.fit(model, pairs.batch(8))
-devices = start.start("mirrored")
+devices = distribution.start("mirrored")
 with pytest.raises(ValueError, match="inside `scope"):
     devices.fit(compiled_model(), pairs.batch(8))
 for argument, value in (("steps_per_execution", 4), ("jit_compile", True)):
@@ -309,7 +309,7 @@ def test_tensorflow_replicas_drop_different_places(on_tensorflow):
 @pytest.mark.parametrize("name", ["tpu", "tpu:", "tpu:no-such-node"])
 def test_no_tpu_is_a_clear_error(name):
     with pytest.raises(RuntimeError, match="TensorFlow found no TPU.*On a TPU VM"):
-        start.start(name)
+        distribution.start(name)
 
 
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="TensorFlow's cluster")
@@ -317,7 +317,7 @@ def test_no_tpu_is_a_clear_error(name):
 def test_no_cluster_is_a_clear_error(monkeypatch, text):
     monkeypatch.setenv("TF_CONFIG", text)
     with pytest.raises(ValueError, match="needs the environment variable TF_CONFIG"):
-        start.start("multiworker")
+        distribution.start("multiworker")
 
 
 @pytest.mark.skipif(BACKEND != "torch", reason="torch's process groups")
@@ -325,7 +325,7 @@ class TestTorch:
     def test_no_torchrun_is_a_clear_error(self, monkeypatch):
         monkeypatch.delenv("WORLD_SIZE", raising=False)
         with pytest.raises(ValueError, match="torchrun"):
-            start.start("ddp")
+            distribution.start("ddp")
 
     def test_fit_of_one_device_refuses_a_process_group(self, monkeypatch):
         import torch
@@ -333,4 +333,4 @@ class TestTorch:
         monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
         monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
         with pytest.raises(ValueError, match='a torch process group of 2.*"ddp"'):
-            start.start(None).fit(devices_job.compiled_model(), [])
+            distribution.start(None).fit(devices_job.compiled_model(), [])

@@ -279,7 +279,7 @@ import multiprocessing, os
 started = []
 multiprocessing.Process.start = started.append
 os.environ.pop("CI", None)
-from keras_mixer.export_runtimes import _import_openvino
+from keras_mixer.export.runtimes import _import_openvino
 print(_import_openvino().__name__, len(started), os.environ.get("CI"))
 """
     result = subprocess.run(

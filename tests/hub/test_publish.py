@@ -30,6 +30,7 @@ from hub_server import Hub
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from keras_mixer import files
 from keras_mixer.checkpoints import hub_files
 from keras_mixer.checkpoints.weight_files import read_weights
 from keras_mixer.files import sha256_of
@@ -158,7 +159,7 @@ def test_checksums_and_metadata(tmp_path):
     assert checksums.keys() == others.keys()
     for name, path in others.items():
         assert checksums[name]["size"] == path.stat().st_size
-        assert checksums[name]["sha256"] == hub_files.sha256_of(path)
+        assert checksums[name]["sha256"] == files.sha256_of(path)
     metadata = json.loads((tmp_path / "metadata.json").read_text())
     assert metadata["keras_version"] == keras.version()
     assert metadata["parameter_count"] == make_model().count_params() == 6361

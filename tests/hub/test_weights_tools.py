@@ -209,7 +209,7 @@ _CLIENT = """
 import json, sys
 sys.path[:0] = {paths!r}
 from test_weights_tools import small_record
-from keras_mixer import records
+from keras_mixer.checkpoints import records as records_module
 import publish_checkpoints, record_commits
 
 record = small_record({storage!r}, {size})
@@ -225,7 +225,11 @@ assert record_commits.main([*noted, "--module", {module!r}]) == 0
 def test_what_is_published_is_recorded(storage, tmp_path):
     module = tmp_path / "published_module.py"
     code = _CLIENT.format(
-        paths=[str(Path(__file__).parents[1]), str(WEIGHTS)],
+        paths=[
+            str(Path(__file__).parent),
+            str(Path(__file__).parents[1]),
+            str(WEIGHTS),
+        ],
         storage=storage.url,
         size=storage.file.stat().st_size,
         published=str(tmp_path / "published.json"),

@@ -13,6 +13,7 @@ from drawn_run import LABELS, drawn_mixer, drawn_source, run
 from left_by_runs import assert_same, last_step
 
 from keras_mixer import data
+from keras_mixer.distribution import SingleDevice
 from keras_mixer.models.family import MixerTi4
 from keras_mixer.training import resumable_fit
 from keras_mixer.training.optimizers import finetune_optimizer
@@ -172,7 +173,8 @@ def test_the_best_weights_can_be_the_last_word(tmp_path, monkeypatch):
     model = compiled()
     accuracies = iter([0.2, 0.9, 0.1, 0.3])
     monkeypatch.setattr(
-        "keras_mixer.distribution.start.SingleDevice.evaluate",
+        SingleDevice,
+        "evaluate",
         lambda *args, **kwargs: {"loss": 1.0, "accuracy": next(accuracies)},
     )
     history = fit(

@@ -163,7 +163,7 @@ def test_a_failed_write_leaves_the_others(tmp_path):
 _WRITER = """
 import sys
 import numpy as np
-from keras_mixer.checkpointing import Checkpoints
+from keras_mixer.training.run_checkpoints import Checkpoints
 checkpoints = Checkpoints(sys.argv[1], keep=1)
 for step in range(100000):
     arrays = {"weights/a": np.full(200_000, step, "float32")}

@@ -168,8 +168,8 @@ def test_wrong_arguments_are_named(call, message):
 
 _STRATEGY = """
 import sys, keras, numpy as np, tensorflow as tf
-from keras_mixer.model import mlp_mixer
-from keras_mixer.optimizers import finetune_optimizer, pretrain_optimizer
+from keras_mixer import mlp_mixer
+from keras_mixer.training import finetune_optimizer, pretrain_optimizer
 case, replicas = sys.argv[1], int(sys.argv[2])
 (cpu,) = tf.config.list_physical_devices("CPU")
 tf.config.set_logical_device_configuration(
