@@ -12,6 +12,25 @@ def check_dim(name, value):
     return int(value)
 
 
+def check_integer(name: str, value: object, low: int, high: int | None = None) -> int:
+    """Return `value` if it is an integer from `low` to `high`, else raise an error.
+
+    Raises:
+        ValueError: If it is not; `high` included, `None` for no limit.
+    """
+    if (
+        not isinstance(value, Integral)
+        or isinstance(value, bool)
+        or int(value) < low
+        or (high is not None and int(value) > high)
+    ):
+        limits = f"from {low}" + ("" if high is None else f" to {high}")
+        raise ValueError(
+            f"`{name}` must be an integer {limits}. Received: {name}={value!r}"
+        )
+    return int(value)
+
+
 def check_rate(name, value):
     """Return `value` if it lies in [0, 1), else raise a `ValueError`."""
     if not isinstance(value, Real) or not 0 <= value < 1:

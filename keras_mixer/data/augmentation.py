@@ -1,254 +1,169 @@
-"""RandAugment and mixup, as in the official code, drawn from a seed.
+"""What happens to training images: one record, checked in one place, and applied.
 
-RandAugment applies to one uint8 RGB image so many operations in a row, each chosen
-uniformly from the sixteen below and always applied. All strengths follow from one
-magnitude; 10 is the nominal maximum, and the paper goes up to 20. Strengths in pixels
-(translation, cutout) are made for images of 224 pixels and do not shrink with smaller
-ones.
+Cropping and flipping are the paper's; RandAugment and mixup those of the official code;
+random erasing and CutMix, for small data sets, are not part of the paper.
 
-The layers of Keras choose one operation for the whole batch and compute all of them;
-here every image has its own, and only that one is computed.
-
-Source: Cubuk et al. 2019 (arXiv:1909.13719); `big_vision/pp/archive/autoaugment.py`;
-mixup: Zhang et al. 2017 (arXiv:1710.09412), `big_vision/utils.py`.
+Source: `big_vision/configs/mlp_mixer_i1k.py`, paper section 3.
 """
 
-import math
+from dataclasses import dataclass
+from numbers import Integral
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-FILL = 128  # what comes in where an operation moved or cut pixels away
-CUTOUT_PIXELS = 40
-TRANSLATE_PIXELS = 100
+from keras_mixer.checks import check_integer
+from keras_mixer.data.decoding import decoded, random_area, to_size
+from keras_mixer.data.erasing import random_erasing
+from keras_mixer.data.mixing import cutmix, mixup, mixup_or_cutmix
+from keras_mixer.data.randaugment import randaugment
 
-
-def randaugment(image, seed, *, layers, magnitude):
-    """Return `image` after `layers` random operations.
-
-    Args:
-        image: uint8 tensor `(height, width, 3)`.
-        seed: Integer tensor `(2,)`; the same seed gives the same image.
-        layers: Number of operations.
-        magnitude: Their strength, in [0, 20].
-    """
+if TYPE_CHECKING:
     import tensorflow as tf
 
-    shape = image.shape
-    draws = tf.random.stateless_uniform((layers, 4), seed)  # in [0, 1)
-    for choice, sign, row, column in map(tf.unstack, tf.unstack(draws)):
-        operations = _operations(
-            image,
-            magnitude / 10,
-            sign=tf.where(sign < 0.5, -1.0, 1.0),
-            center=tf.cast(
-                (row, column) * tf.cast(tf.shape(image)[:2], "float32"), "int32"
-            ),
-        )
-        image = tf.switch_case(tf.cast(choice * len(operations), tf.int32), operations)
+Crop = Literal["pad", "inception", "none"]
+
+# Random numbers that one image takes: two for the crop, one for the flip, two seeds of
+# two each.
+NUM_DRAWS = 7
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """How training images are cropped, flipped, changed and mixed.
+
+    Attributes:
+        crop: `"inception"`, a random part of the image, of an aspect ratio in
+            [0.75, 1.33], is resized; `"pad"`, the whole image is resized, if it has
+            another size, and moved by up to `pad` pixels, zeros coming in; `"none"`,
+            the whole image is resized.
+        pad: Zero pixels on each side before the crop of `crop="pad"`.
+        area_range: Smallest and largest share of the area for `crop="inception"`.
+        flip: Whether half of the images are mirrored left to right.
+        randaugment: Number of operations and magnitude in [0, 20], for example
+            `(2, 15)`; `None` for no RandAugment. RGB only. Its strengths in pixels are
+            made for images of 224; a third number, in (0, 1], is their factor:
+            `(1, 10, 1 / 7)` for images of 32.
+        random_erasing: Probability that a rectangle of an image becomes noise, in
+            [0, 1].
+        mixup: Parameter of mixup's Beta distribution, 0 for no mixup.
+        cutmix: Parameter of CutMix's Beta distribution, 0 for no CutMix; 1 is its
+            paper's. Where both are positive, each batch goes through one of the two,
+            with probability 1/2.
+
+    Raises:
+        ValueError: If a value is out of its range.
+    """
+
+    crop: Crop = "pad"
+    pad: int = 4
+    area_range: tuple[float, float] = (0.05, 1.0)
+    flip: bool = True
+    randaugment: tuple[int, float] | tuple[int, float, float] | None = None
+    random_erasing: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.crop not in get_args(Crop):
+            raise ValueError(
+                f"`crop` must be one of {', '.join(map(repr, get_args(Crop)))}. "
+                f"Received: crop={self.crop!r}"
+            )
+        check_integer("pad", self.pad, 0)
+        _check_area_range(self.area_range)
+        if self.randaugment:
+            _check_randaugment(self.randaugment)
+        if not 0 <= self.random_erasing <= 1:
+            raise ValueError(
+                "`random_erasing` must be a probability, in [0, 1]. "
+                f"Received: random_erasing={self.random_erasing!r}"
+            )
+        for name in ("mixup", "cutmix"):
+            if not getattr(self, name) >= 0:  # true for NaN, too
+                raise ValueError(
+                    f"`{name}` must not be negative. "
+                    f"Received: {name}={getattr(self, name)!r}"
+                )
+        # JSON turns tuples to lists; equal records must stay equal and hashable.
+        object.__setattr__(self, "area_range", tuple(self.area_range))
+        if self.randaugment is not None:
+            object.__setattr__(self, "randaugment", tuple(self.randaugment))
+
+    def of_image(
+        self, image: "tf.Tensor", size: tuple[int, int], draws: "tf.Tensor"
+    ) -> "tf.Tensor":
+        """Return one augmented image.
+
+        Args:
+            image: Bytes of a file or pixels, `(height, width, channels)`.
+            size: `(height, width)` of the result.
+            draws: `NUM_DRAWS` random int32 numbers, over their whole range.
+
+        Returns:
+            uint8 tensor `(*size, channels)`.
+        """
+        import tensorflow as tf
+
+        if self.crop == "inception":
+            image = random_area(image, self.area_range, draws[:2])
+        image = to_size(decoded(image), size)
+        shape = (*size, image.shape[-1])  # the flip forgets it
+        if self.crop == "pad":
+            image = tf.pad(image, [(self.pad, self.pad), (self.pad, self.pad), (0, 0)])
+            places = 2 * self.pad + 1
+            top, left = draws[0] % places, draws[1] % places
+            image = image[top : top + size[0], left : left + size[1]]
+        if self.flip:
+            image = image[:, :: tf.where(draws[2] < 0, -1, 1)]
         image = tf.ensure_shape(image, shape)
-    return image
+        if self.randaugment:
+            layers, magnitude, *scale = self.randaugment
+            image = randaugment(
+                image,
+                draws[3:5],
+                layers=layers,
+                magnitude=magnitude,
+                pixel_scale=scale[0] if scale else 1.0,
+            )
+        if self.random_erasing:
+            image = random_erasing(image, draws[5:], probability=self.random_erasing)
+        return image
+
+    @property
+    def mixes(self) -> bool:
+        """Whether `of_batch` changes anything."""
+        return self.mixup > 0 or self.cutmix > 0
+
+    def of_batch(
+        self, images: "tf.Tensor", labels: "tf.Tensor", seed: Any
+    ) -> tuple["tf.Tensor", "tf.Tensor"]:
+        """Return a batch after mixup or CutMix; `seed` is two integers."""
+        if self.mixup and self.cutmix:
+            return mixup_or_cutmix(
+                images, labels, seed, mixup_alpha=self.mixup, cutmix_alpha=self.cutmix
+            )
+        if self.cutmix:
+            return cutmix(images, labels, seed, alpha=self.cutmix)
+        return mixup(images, labels, seed, alpha=self.mixup)
 
 
-def _operations(image, level, *, sign, center):
-    """Return the sixteen operations at `level`, the magnitude over ten."""
-    factor = 1.8 * level + 0.1
-    degrees = 30.0 * level * sign
-    shift = TRANSLATE_PIXELS * level * sign
-    slope = 0.3 * level * sign
-    return [
-        lambda: autocontrast(image),
-        lambda: equalize(image),
-        lambda: invert(image),
-        lambda: rotate(image, degrees),
-        lambda: posterize(image, int(4 * level)),
-        # A magnitude of 10 and more is a threshold above 255, which NumPy wrapped
-        # around when the official checkpoints were trained: 15 means 128.
-        lambda: solarize(image, int(256 * level) % 256),
-        lambda: color(image, factor),
-        lambda: contrast(image, factor),
-        lambda: brightness(image, factor),
-        lambda: sharpness(image, factor),
-        lambda: shear(image, x=slope),
-        lambda: shear(image, y=slope),
-        lambda: translate(image, x=shift),
-        lambda: translate(image, y=shift),
-        lambda: cutout(image, center, int(CUTOUT_PIXELS * level)),
-        lambda: solarize_add(image, int(110 * level)),
-    ]
+def _check_area_range(area_range: Any) -> None:
+    if len(area_range) != 2 or not 0 < area_range[0] <= area_range[1] <= 1:
+        raise ValueError(
+            "`area_range` must be two shares in (0, 1], the smaller one first. "
+            f"Received: area_range={area_range!r}"
+        )
 
 
-def autocontrast(image):
-    """Stretch each channel linearly, so that it reaches from 0 to 255."""
-    import tensorflow as tf
-
-    pixels = tf.cast(image, tf.int32)
-    low = tf.reduce_min(pixels, axis=(0, 1))
-    spread = tf.reduce_max(pixels, axis=(0, 1)) - low
-    stretched = (pixels - low) * 255 // tf.maximum(spread, 1)
-    return tf.where(spread > 0, tf.cast(stretched, tf.uint8), image)
-
-
-def equalize(image):
-    """Make the histogram of each channel flat, as Pillow's `ImageOps.equalize`."""
-    import tensorflow as tf
-
-    def channel(values):
-        counts = tf.math.bincount(values, minlength=256, maxlength=256)
-        step = (tf.size(values) - counts[tf.reduce_max(values)]) // 255
-        below = tf.cumsum(counts, exclusive=True)
-        table = (below + step // 2) // tf.maximum(step, 1)
-        table = tf.where(step > 0, tf.minimum(table, 255), tf.range(256))
-        return tf.gather(table, values)
-
-    channels = tf.unstack(tf.cast(image, tf.int32), axis=-1, num=3)
-    return tf.cast(tf.stack([channel(values) for values in channels], -1), tf.uint8)
-
-
-def invert(image):
-    """Return 255 minus each value."""
-    return 255 - image
-
-
-def posterize(image, bits):
-    """Keep the highest `bits` bits of each value; of none, one."""
-    import tensorflow as tf
-
-    lost = min(max(8 - bits, 0), 7)
-    return tf.bitwise.left_shift(tf.bitwise.right_shift(image, lost), lost)
-
-
-def solarize(image, threshold):
-    """Invert the values that are not below `threshold`, which is in [0, 255]."""
-    import tensorflow as tf
-
-    return tf.where(image < threshold, image, 255 - image)
-
-
-def solarize_add(image, addition):
-    """Add to the values below 128, and clip."""
-    import tensorflow as tf
-
-    brighter = tf.minimum(tf.cast(image, tf.int32) + addition, 255)
-    return tf.where(image < 128, tf.cast(brighter, tf.uint8), image)
-
-
-def color(image, factor):
-    """Move the colours away from grey; 0 is grey, 1 the image."""
-    import tensorflow as tf
-
-    return _blend(tf.image.rgb_to_grayscale(image), image, factor)
-
-
-def contrast(image, factor):
-    """Move the values away from the mean grey; 0 is the mean, 1 the image."""
-    import tensorflow as tf
-
-    grey = tf.cast(tf.image.rgb_to_grayscale(image), tf.int32)
-    return _blend(tf.reduce_sum(grey) // tf.size(grey), image, factor)
-
-
-def brightness(image, factor):
-    """Multiply the values."""
-    return _blend(0, image, factor)
-
-
-def sharpness(image, factor):
-    """Move the values away from their mean over 3 x 3 pixels, its centre five times.
-
-    The outermost pixels have no such mean and stay what they are.
-    """
-    import tensorflow as tf
-
-    pixels = tf.cast(image, tf.int32)
-    rows = pixels[:-2] + pixels[1:-1] + pixels[2:]
-    box = rows[:, :-2] + rows[:, 1:-1] + rows[:, 2:]
-    smooth = (box + 4 * pixels[1:-1, 1:-1]) // 13
-    inner = _blend(smooth, image[1:-1, 1:-1], factor)
-    rows = tf.concat([image[1:-1, :1], inner, image[1:-1, -1:]], axis=1)
-    return tf.concat([image[:1], rows, image[-1:]], axis=0)
-
-
-def rotate(image, degrees):
-    """Turn about the centre of the image, the nearest pixel for each."""
-    import tensorflow as tf
-
-    radians = tf.constant(math.pi / 180) * degrees
-    cos, sin = tf.cos(radians), tf.sin(radians)
-    bottom, right = tf.unstack(tf.cast(tf.shape(image)[:2], tf.float32) - 1)
-    x = (right - (cos * right - sin * bottom)) / 2
-    y = (bottom - (sin * right + cos * bottom)) / 2
-    return _transform(image, [cos, -sin, x, sin, cos, y])
-
-
-def shear(image, x=0.0, y=0.0):
-    """Take each pixel from `x` further right per row, `y` further down per column."""
-    return _transform(image, [1.0, x, 0.0, y, 1.0, 0.0])
-
-
-def translate(image, x=0.0, y=0.0):
-    """Take each pixel from `x` pixels further right and `y` further down."""
-    return _transform(image, [1.0, 0.0, x, 0.0, 1.0, y])
-
-
-def cutout(image, center, half):
-    """Fill the square of `2 * half` pixels around `center`, (row, column)."""
-    import tensorflow as tf
-
-    def inside(axis):
-        distance = tf.range(tf.shape(image)[axis]) - center[axis]
-        return (distance >= -half) & (distance < half)
-
-    hole = inside(0)[:, None, None] & inside(1)[None, :, None]
-    return tf.where(hole, tf.constant(FILL, tf.uint8), image)
-
-
-def mixup(images, labels, seed, *, alpha):
-    """Return a batch blended with itself rolled by one.
-
-        a x + (1 - a) roll(x),    a = max(b, 1 - b),    b ~ Beta(alpha, alpha)
-
-    with one `a` for the whole batch, images and labels alike.
-
-    Args:
-        images: Tensor `(batch, height, width, channels)`.
-        labels: Float tensor `(batch, classes)`.
-        seed: Integer tensor `(2,)`.
-        alpha: Parameter of the Beta distribution. Positive.
-
-    Returns:
-        Images and labels, float32.
-    """
-    import tensorflow as tf
-
-    # Beta(p, p) as a ratio of two Gamma(p) draws.
-    gammas = tf.random.stateless_gamma((2,), seed, alpha)
-    share = gammas[0] / tf.maximum(gammas[0] + gammas[1], 1e-20)
-    share = tf.maximum(share, 1 - share)
-
-    def blend(batch):
-        batch = tf.cast(batch, tf.float32)
-        return share * batch + (1 - share) * tf.roll(batch, 1, axis=0)
-
-    return blend(images), blend(labels)
-
-
-def _blend(other, image, factor):
-    """Return `other + factor * (image - other)`, clipped and truncated to uint8."""
-    import tensorflow as tf
-
-    other = tf.cast(other, tf.float32)
-    blended = other + factor * (tf.cast(image, tf.float32) - other)
-    return tf.cast(tf.clip_by_value(blended, 0, 255), tf.uint8)
-
-
-def _transform(image, matrix):
-    """Take the pixel at (x, y) from (a x + b y + c, d x + e y + f), the nearest one."""
-    import tensorflow as tf
-
-    moved = tf.raw_ops.ImageProjectiveTransformV3(
-        images=image[None],
-        transforms=tf.stack([*matrix, 0.0, 0.0])[None],
-        output_shape=tf.shape(image)[:2],
-        fill_value=float(FILL),
-        interpolation="NEAREST",
-        fill_mode="CONSTANT",
-    )
-    return moved[0]
+def _check_randaugment(randaugment: Any) -> None:
+    if not (
+        len(randaugment) in (2, 3)
+        and isinstance(randaugment[0], Integral)
+        and int(randaugment[0]) >= 1
+        and 0 <= randaugment[1] <= 20
+        and all(0 < scale <= 1 for scale in randaugment[2:])
+    ):
+        raise ValueError(
+            "`randaugment` must be None, or a number of operations and a magnitude in "
+            "[0, 20], and perhaps the factor of strengths in pixels, in (0, 1]. "
+            f"Received: randaugment={randaugment!r}"
+        )

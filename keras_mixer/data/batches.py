@@ -13,29 +13,35 @@ Needs TensorFlow for the pipeline, whatever backend trains: `pip install
 'keras_mixer[data]'`.
 """
 
+from collections.abc import Sequence
+from dataclasses import replace
 from numbers import Integral
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from keras_mixer.data.augmentation import mixup as mix
-from keras_mixer.data.augmentation import randaugment as randaugmented
-from keras_mixer.data.decoding import (
-    decoded,
-    fitted,
-    random_area,
-    to_size,
-)
+from keras_mixer.checks import check_integer
+from keras_mixer.data.augmentation import NUM_DRAWS, Augmentation
+from keras_mixer.data.decoding import decoded, fitted
 from keras_mixer.data.image_folder import from_folder
-from keras_mixer.data.sources import from_tfds
+from keras_mixer.data.sources import Source, from_tfds
 from keras_mixer.preprocessing import Preprocessing
 
-CROPS = ("pad", "inception", "none")
+if TYPE_CHECKING:
+    import tensorflow as tf
+
 # Of a source that can only be read in order, so many examples are shuffled at a time.
 SHUFFLE_BUFFER = 50_000
 # Evaluation images stay in memory if they take no more than this.
 CACHE_BYTES = 2**30
 
 
-def open_source(name_or_folder, split, *, data_dir=None, corrupt="raise"):
+def open_source(
+    name_or_folder: str | Path,
+    split: str,
+    *,
+    data_dir: str | Path | None = None,
+    corrupt: str = "raise",
+) -> Source:
     """Return the `Source` of a folder of pictures or, if there is none, a TFDS name.
 
     Args:
@@ -54,47 +60,38 @@ def open_source(name_or_folder, split, *, data_dir=None, corrupt="raise"):
 
 
 def training_batches(
-    source,
+    source: Source,
     *,
-    image_size,
-    batch_size,
-    crop="pad",
-    pad=4,
-    area_range=(0.05, 1.0),
-    flip=True,
-    randaugment=None,
-    mixup=0.0,
-    seed=0,
-    first_step=0,
-    shard=(0, 1),
-):
+    image_size: int | tuple[int, int],
+    batch_size: int,
+    augmentation: Augmentation | None = None,
+    seed: int = 0,
+    first_step: int = 0,
+    shard: tuple[int, int] = (0, 1),
+    **fields: Any,
+) -> "tf.data.Dataset":
     """Return an endless, shuffled, augmented stream of batches.
 
     Each pass over the source has its own order. Each image is cropped and resized
     (bilinear, without antialiasing), flipped left to right with probability 1/2, and
-    goes through RandAugment; each batch through mixup.
+    goes through RandAugment and random erasing; each batch through mixup or CutMix.
 
     Starting at `first_step` decodes nothing of what comes before. With `shard=(i, n)`
     the stream is the i-th of n hosts' equal parts of every batch, the same images as
-    in the whole batch; only mixup blends within the part, as in the official code.
+    in the whole batch; only mixup and CutMix blend within the part, as in the official
+    code.
 
     Args:
         source: The `Source` of the examples.
         image_size: Edge of the square images in pixels, or `(height, width)`.
         batch_size: Images per batch of all hosts together; every batch is full.
-        crop: `"inception"`, a random part of the image, of an aspect ratio in
-            [0.75, 1.33], is resized; `"pad"`, the whole image is resized, if it has
-            another size, and moved by up to `pad` pixels, zeros coming in; `"none"`,
-            the whole image is resized.
-        pad: Zero pixels on each side before the crop of `crop="pad"`.
-        area_range: Smallest and largest share of the area for `crop="inception"`.
-        flip: Whether half of the images are mirrored.
-        randaugment: Number of operations and magnitude in [0, 20], for example
-            `(2, 15)`; `None` for no RandAugment. RGB only.
-        mixup: Parameter of mixup's Beta distribution, 0 for no mixup.
+        augmentation: What happens to the images; `None` for `Augmentation()`: padding
+            by 4 pixels, a random crop, flips.
         seed: Seed of the order and of every augmentation, in [0, 2**31 - 2).
         first_step: Number of batches to leave out at the beginning of the stream.
         shard: Index of this host and number of hosts.
+        **fields: Fields of `Augmentation` that replace those of `augmentation`, such as
+            `crop="none"`.
 
     Returns:
         A `tf.data.Dataset` of `(images, one-hot labels)`: uint8, with mixup float32,
@@ -107,13 +104,13 @@ def training_batches(
     """
     import tensorflow as tf
 
+    record = replace(augmentation or Augmentation(), **fields)
     size = _check_size(image_size)
     host, local_size = _check_shard(shard, batch_size)
-    _check_augmentation(crop, pad, area_range, randaugment, mixup)
-    _check_integer("seed", seed, 0, 2**31 - 3)
-    _check_integer("first_step", first_step, 0)
+    check_integer("seed", seed, 0, 2**31 - 3)
+    check_integer("first_step", first_step, 0)
 
-    def shuffled(epoch):
+    def shuffled(epoch: "tf.Tensor") -> "tf.data.Dataset":
         # Of this function's graph only. Otherwise the global seed, which
         # `keras.utils.set_random_seed` sets, would be part of the order. (And 0 would
         # stand for no seed.)
@@ -125,30 +122,17 @@ def training_batches(
             reshuffle_each_iteration=False,
         )
 
-    def is_local(position, _):
+    def is_local(position: "tf.Tensor", _: Any) -> "tf.Tensor":
         return position % batch_size // local_size == host
 
-    def augmented(position, example):
+    def augmented(position: "tf.Tensor", example: Any) -> tuple["tf.Tensor", ...]:
         image, label = example
         image = source.read(image) if source.read else image
         # One draw for everything: on small images each takes as long as decoding does.
         draws = tf.random.stateless_uniform(
-            (5,), (seed, position), minval=None, maxval=None, dtype=tf.int32
+            (NUM_DRAWS,), (seed, position), minval=None, maxval=None, dtype=tf.int32
         )
-        if crop == "inception":
-            image = random_area(image, area_range, draws[:2])
-        image = to_size(decoded(image), size)
-        shape = (*size, image.shape[-1])  # the flip forgets it
-        if crop == "pad":
-            image = tf.pad(image, [(pad, pad), (pad, pad), (0, 0)])
-            top, left = draws[0] % (2 * pad + 1), draws[1] % (2 * pad + 1)
-            image = image[top : top + size[0], left : left + size[1]]
-        if flip:
-            image = image[:, :: tf.where(draws[2] < 0, -1, 1)]
-        image = tf.ensure_shape(image, shape)
-        if randaugment:
-            layers, magnitude = randaugment
-            image = randaugmented(image, draws[3:], layers=layers, magnitude=magnitude)
+        image = record.of_image(image, size, draws)
         return image, tf.one_hot(label, source.num_classes)
 
     first = first_step * batch_size
@@ -159,17 +143,23 @@ def training_batches(
         dataset = dataset.filter(is_local)
     dataset = dataset.map(augmented, tf.data.AUTOTUNE, deterministic=True)
     dataset = dataset.batch(local_size, drop_remainder=True)
-    if mixup:
+    if record.mixes:
         # Negative numbers are no position of an image.
         dataset = dataset.enumerate(first_step).map(
-            lambda step, batch: mix(*batch, (seed, -1 - step), alpha=mixup)
+            lambda step, batch: record.of_batch(batch[0], batch[1], (seed, -1 - step))
         )
     return dataset.prefetch(tf.data.AUTOTUNE)
 
 
 def evaluation_batches(
-    source, *, image_size, batch_size, preprocessing=None, shard=(0, 1), pad=False
-):
+    source: Source,
+    *,
+    image_size: int | tuple[int, int],
+    batch_size: int,
+    preprocessing: Preprocessing | None = None,
+    shard: tuple[int, int] = (0, 1),
+    pad: bool = False,
+) -> "tf.data.Dataset":
     """Return one pass over `source` in its own order, images as `preprocess` has them.
 
     TensorFlow resizes them: to within 0.001 grey levels, 0.01 for `"area"`.
@@ -200,10 +190,10 @@ def evaluation_batches(
     host, local_size = _check_shard(shard, batch_size)
     record = preprocessing or Preprocessing(transform="resize")
 
-    def is_local(position, _):
+    def is_local(position: "tf.Tensor", _: Any) -> "tf.Tensor":
         return position % batch_size // local_size == host
 
-    def prepared(position, example):
+    def prepared(position: "tf.Tensor", example: Any) -> tuple["tf.Tensor", ...]:
         image, label = example
         image = source.read(image) if source.read else image
         image = fitted(decoded(image), size, record)
@@ -227,8 +217,8 @@ def evaluation_batches(
     return dataset.prefetch(tf.data.AUTOTUNE)
 
 
-def _check_size(image_size):
-    size = (image_size,) * 2 if isinstance(image_size, Integral) else tuple(image_size)
+def _check_size(image_size: int | tuple[int, int]) -> tuple[int, int]:
+    size = image_size if isinstance(image_size, Sequence) else (image_size, image_size)
     if len(size) != 2 or not all(
         isinstance(edge, Integral) and edge > 0 for edge in size
     ):
@@ -236,10 +226,10 @@ def _check_size(image_size):
             "`image_size` must be a positive integer, or (height, width). "
             f"Received: image_size={image_size!r}"
         )
-    return size
+    return size[0], size[1]
 
 
-def _check_shard(shard, batch_size):
+def _check_shard(shard: tuple[int, int], batch_size: int) -> tuple[int, int]:
     """Return the index of this host and the images it has in each batch."""
     index, hosts = shard
     if not 0 <= index < hosts:
@@ -254,32 +244,3 @@ def _check_shard(shard, batch_size):
             f"Received: batch_size={batch_size!r}"
         )
     return index, batch_size // hosts
-
-
-def _check_augmentation(crop, pad, area_range, randaugment, mixup):
-    if crop not in CROPS:
-        raise ValueError(
-            f"`crop` must be one of {', '.join(map(repr, CROPS))}. "
-            f"Received: crop={crop!r}"
-        )
-    _check_integer("pad", pad, 0)
-    if not 0 < area_range[0] <= area_range[1] <= 1:
-        raise ValueError(
-            "`area_range` must be two shares in (0, 1], the smaller one first. "
-            f"Received: area_range={area_range!r}"
-        )
-    if randaugment and not (randaugment[0] >= 1 and 0 <= randaugment[1] <= 20):
-        raise ValueError(
-            "`randaugment` must be None, or a number of operations and a magnitude in "
-            f"[0, 20]. Received: randaugment={randaugment!r}"
-        )
-    if not mixup >= 0:
-        raise ValueError(f"`mixup` must not be negative. Received: mixup={mixup!r}")
-
-
-def _check_integer(name, value, low, high=None):
-    if not isinstance(value, Integral) or value < low or (high and value > high):
-        limits = f"from {low}" + (f" to {high}" if high else "")
-        raise ValueError(
-            f"`{name}` must be an integer {limits}. Received: {name}={value!r}"
-        )

@@ -5,11 +5,18 @@ pixels as well, uint8 or float `(height, width, channels)` in [0, 255], and then
 their channels.
 """
 
+from typing import TYPE_CHECKING, Any
+
+from keras_mixer.preprocessing import Preprocessing
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
 # Pillow's way, so that training, evaluation and `preprocess` see the same pixels.
 _DCT = "INTEGER_ACCURATE"
 
 
-def decoded(image):
+def decoded(image: "tf.Tensor") -> "tf.Tensor":
     """Return the pixels of a file's bytes, `(height, width, 3)`; pixels as they are."""
     import tensorflow as tf
 
@@ -19,7 +26,9 @@ def decoded(image):
     return tf.io.decode_jpeg(image, channels=3, dct_method=_DCT)
 
 
-def random_area(image, area_range, seed):
+def random_area(
+    image: "tf.Tensor", area_range: tuple[float, float], seed: "tf.Tensor"
+) -> "tf.Tensor":
     """Return a random part of an image; of a JPEG, only that part is decoded.
 
     Args:
@@ -30,7 +39,7 @@ def random_area(image, area_range, seed):
     """
     import tensorflow as tf
 
-    def window(shape):
+    def window(shape: "tf.Tensor") -> tuple["tf.Tensor", "tf.Tensor"]:
         begin, extent, _ = tf.image.stateless_sample_distorted_bounding_box(
             shape,
             tf.zeros((1, 0, 4)),
@@ -42,14 +51,14 @@ def random_area(image, area_range, seed):
         )
         return begin, extent
 
-    def of_jpeg():
+    def of_jpeg() -> "tf.Tensor":
         begin, extent = window(tf.image.extract_jpeg_shape(image))
         corners = tf.concat([begin[:2], extent[:2]], 0)
         return tf.image.decode_and_crop_jpeg(
             image, corners, channels=3, dct_method=_DCT
         )
 
-    def of_pixels(pixels):
+    def of_pixels(pixels: "tf.Tensor") -> "tf.Tensor":
         return tf.slice(pixels, *window(tf.shape(pixels)))
 
     if image.dtype != tf.string:
@@ -58,7 +67,7 @@ def random_area(image, area_range, seed):
     return tf.ensure_shape(part, (None, None, 3))
 
 
-def to_size(image, size):
+def to_size(image: "tf.Tensor", size: tuple[int, int]) -> "tf.Tensor":
     """Return pixels as uint8 of `size`, resized (bilinear, without antialiasing)."""
     import tensorflow as tf
 
@@ -67,7 +76,9 @@ def to_size(image, size):
     return tf.cast(image, tf.uint8)
 
 
-def fitted(image, size, record):
+def fitted(
+    image: "tf.Tensor", size: tuple[int, int], record: Preprocessing
+) -> "tf.Tensor":
     """Return pixels as `preprocess` prepares them, float32.
 
     Args:
@@ -77,7 +88,7 @@ def fitted(image, size, record):
     """
     import tensorflow as tf
 
-    resized = size
+    resized: Any = size
     if record.transform != "resize":
         resized = [round(edge / record.crop_fraction) for edge in size]
     if record.transform == "resmall_crop":

@@ -51,6 +51,16 @@ def test_shapes_are_known_before_the_first_batch(crop, randaugment):
     assert labels.shape == (4, 2)
 
 
+def test_fields_of_the_augmentation_may_be_given_alone():
+    record = data.Augmentation(crop="none", flip=False, mixup=0.3)
+    (whole,) = batches(numbered(), 1, augmentation=record, pad=4, mixup=0.0)
+    (fields,) = batches(numbered(), 1, crop="none", flip=False)
+    for array, same in zip(whole, fields, strict=True):
+        np.testing.assert_array_equal(array, same)
+    with pytest.raises(TypeError, match="crops"):
+        batches(numbered(), 1, crops="none")
+
+
 def test_the_order_changes_with_the_pass_and_the_seed_and_nothing_else():
     def order(first, seed):
         stream = batches(numbered(), 8, seed=seed)
@@ -72,6 +82,14 @@ KINDS = {
     "pad": {"crop": "pad", "pad": 2},
     "inception": {"crop": "inception", "mixup": 0.4},
     "none": {"crop": "none"},
+    "strong": {
+        "crop": "pad",
+        "pad": 2,
+        "randaugment": (1, 9, 8 / 224),
+        "random_erasing": 0.5,
+        "mixup": 0.4,
+        "cutmix": 1.0,
+    },
 }
 
 
@@ -120,6 +138,37 @@ def test_randaugment_is_drawn_for_every_image_from_its_place_in_the_stream():
     np.testing.assert_array_equal(x, whole[2][0][4:])
 
 
+def test_the_third_number_of_randaugment_is_the_factor_of_pixels():
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (64, 32, 32, 3), "uint8")
+    source = data.from_arrays(images, np.arange(64) % 4)
+    arguments = {"image_size": 32, "batch_size": 64, "crop": "none", "flip": False}
+    plain, same, shrunk = (
+        batches(source, 8, randaugment=value, **arguments)
+        for value in ((1, 9), (1, 9, 1.0), (1, 9, 1 / 7))
+    )
+    lost = {"plain": 0, "shrunk": 0}
+    for (one, _), (other, _), (small, _) in zip(plain, same, shrunk, strict=True):
+        np.testing.assert_array_equal(one, other)
+        # Translations by 90 pixels and holes of 72 leave nothing of 32, or little.
+        lost["plain"] += ((one == 128).all(-1).mean(axis=(1, 2)) > 0.5).sum()
+        lost["shrunk"] += ((small == 128).all(-1).mean(axis=(1, 2)) > 0.5).sum()
+    # Three of sixteen operations; 512 images.
+    assert 60 < lost["plain"] < 140
+    assert lost["shrunk"] == 0
+
+
+def test_random_erasing_is_drawn_for_every_image():
+    source = data.from_arrays(np.full((64, 8, 8, 3), 50, "uint8"), np.zeros(64, int))
+    images = [image for x, _ in batches(source, 64, random_erasing=0.25) for image in x]
+    counts = np.array([(image != 50).any(-1).sum() for image in images])
+    assert abs((counts > 0).mean() - 0.25) < 4 * np.sqrt(0.25 * 0.75 / 512)
+    # A fiftieth to a third of 64 pixels, edges rounded.
+    assert len(set(counts)) > 6 and counts.max() <= 28
+    again = batches(source, 1, first_step=5, random_erasing=0.25)[0][0]
+    np.testing.assert_array_equal(again, images[40:48])
+
+
 def test_what_is_skipped_is_not_read():
     read = []
 
@@ -137,9 +186,10 @@ def test_what_is_skipped_is_not_read():
     assert len(read) < 500  # what was fetched ahead, not a pass
 
 
-@pytest.mark.parametrize("kind", ["pad", "inception"])
+@pytest.mark.parametrize("kind", ["pad", "inception", "strong"])
 def test_the_parts_of_the_hosts_make_up_the_whole_batches(source, kind):
-    arguments = {"seed": 3, "first_step": 2} | KINDS[kind] | {"mixup": 0.0}
+    arguments = {"seed": 3, "first_step": 2} | KINDS[kind]
+    arguments |= {"mixup": 0.0, "cutmix": 0.0}
     whole = batches(source, 5, **arguments)
     parts = [batches(source, 5, shard=(i, 2), **arguments) for i in range(2)]
     for step, (x, y) in enumerate(whole):
@@ -204,6 +254,33 @@ def test_mixup_blends_neighbours_of_the_batch_and_their_labels():
         shares.append(a)
     assert 0.5 <= min(shares) and max(shares) <= 1
     assert np.std(shares) > 0.05  # drawn anew for every batch
+
+
+def test_cutmix_pastes_neighbours_of_the_batch_and_shares_their_labels():
+    plain = batches(numbered(), 20, seed=5)
+    mixed = batches(numbered(), 20, seed=5, cutmix=1.0)
+    areas = []
+    for (x, y), (mixed_x, mixed_y) in zip(plain, mixed, strict=True):
+        rolled_x, rolled_y = np.roll(x, 1, axis=0), np.roll(y, 1, axis=0)
+        hole = (mixed_x == rolled_x).all(axis=(0, 3))
+        expected = np.where(hole[None, :, :, None], rolled_x, x)
+        np.testing.assert_array_equal(mixed_x, expected)
+        assert mixed_x.dtype == np.uint8
+        areas.append(hole.mean())
+        expected = (1 - areas[-1]) * y + areas[-1] * rolled_y
+        np.testing.assert_allclose(mixed_y, expected, atol=1e-6)
+    assert np.std(areas) > 0.1  # drawn anew for every batch
+
+
+def test_with_mixup_and_cutmix_each_batch_goes_through_one():
+    mixed = batches(numbered(), 60, seed=5, mixup=0.5, cutmix=1.0)
+    pasted = 0
+    for x, y in mixed:
+        assert x.dtype == np.float32
+        np.testing.assert_allclose(y.sum(axis=1), 1, atol=1e-6)
+        # Blended images are flat like those they come of.
+        pasted += (x != x[:, :1, :1]).any()
+    assert 15 <= pasted <= 45
 
 
 RECORDS = [
@@ -296,11 +373,6 @@ def test_fit_takes_the_batches():
     ("arguments", "message"),
     [
         ({"crop": "random"}, "`crop` must be one of 'pad', 'inception', 'none'"),
-        ({"pad": -1}, "`pad` must be an integer from 0"),
-        ({"area_range": (0.0, 1.0)}, "`area_range` must be two shares"),
-        ({"area_range": (0.9, 0.1)}, "the smaller one first"),
-        ({"randaugment": (2, 30)}, r"a magnitude in \[0, 20\]"),
-        ({"mixup": -0.1}, "`mixup` must not be negative"),
         ({"seed": -1}, "`seed` must be an integer from 0"),
         ({"first_step": 1.5}, "`first_step` must be an integer from 0"),
         ({"image_size": 0}, "`image_size` must be a positive integer"),
