@@ -4,12 +4,16 @@ Source: paper, section 3.5, figures 5 to 7.
 """
 
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
 from keras import ops
+from numpy.typing import ArrayLike, NDArray
 
+from keras_mixer.models import MLPMixer
 from keras_mixer.visualize.figure import (
     TINY,
+    add_caption,
     check_count,
     largest,
     new_figure,
@@ -17,14 +21,34 @@ from keras_mixer.visualize.figure import (
     to_float,
 )
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
-def token_mixing_filters(model, block=0, count=None):
+_MIXING_CAPTION = (
+    "Each square is one hidden unit, with one weight per patch. What to expect: after "
+    "training on very many images, smooth waves from low to high frequency, many in "
+    "pairs of opposite sign, and less regular ones in later blocks (paper, figures 5 "
+    "and 6). Strong augmentation changes them. Small models, and models trained on few "
+    "images, look noisier; random weights are pure noise."
+)
+_STEM_CAPTION = (
+    "Each square is one unit, with one weight per pixel and colour; grey is zero. What "
+    "to expect: with patches of 32 pixels, blobs, edges and stripes of low frequency; "
+    "with 16 or fewer little structure (paper, figure 7)."
+)
+
+
+def token_mixing_filters(
+    model: MLPMixer, block: int = 0, count: int | None = None
+) -> "Figure":
     """Draw the hidden units of a block's token-mixing MLP (paper, figures 5 and 6).
 
     A unit is one column of `block_{i}/token_mixing/dense_0/kernel`: a weight per patch,
     drawn where the patch lies in the image, blue below zero and red above, relative to
-    the unit's largest weight. Each unit stands beside its closest inverse; pairs of low
-    spatial frequency come first. See `pair_by_frequency`.
+    the unit's largest weight. Each unit is beside the one that is closest to its
+    inverse; pairs of low spatial frequency come first. See `pair_by_frequency`. A
+    caption says what to expect.
 
     Args:
         model: An `MLPMixer`.
@@ -48,11 +72,11 @@ def token_mixing_filters(model, block=0, count=None):
     rows, columns = height // patch_size, width // patch_size
 
     order = pair_by_frequency(kernel, (rows, columns))
-    units = kernel.T[order[: check_count("count", count, len(order))]]
+    units = kernel.T[order[: check_count(count, len(order))]]
     units = units.reshape(-1, rows, columns) / largest(units)[:, None, None]
     mosaic = _mosaic(units, pair_gap=1)
 
-    figure, axes = _mosaic_figure(mosaic)
+    figure, axes = _mosaic_figure(mosaic, _MIXING_CAPTION)
     axes.set_title(
         f"Token mixing of {model.blocks[block].name}: {len(units)} of {len(order)} "
         f"hidden units over {rows} x {columns} patches\n"
@@ -66,14 +90,14 @@ def token_mixing_filters(model, block=0, count=None):
     return figure
 
 
-def pair_by_frequency(kernel, grid):
-    """Return the order of units in which inverses stand together, low frequency first.
+def pair_by_frequency(kernel: ArrayLike, grid: tuple[int, int]) -> NDArray[np.int64]:
+    """Return the order of units: pairs of opposite sign, low frequencies first.
 
-    The paper names no measures; these are plain ones. The two units of opposite sign
-    with the most negative cosine form a pair, then the next two of those left. The
-    frequency of a unit is the mean radius in its two-dimensional Fourier spectrum,
-    weighted by power; that of a pair the mean of both. In a pair the lower comes first,
-    and an odd unit left over is last.
+    The paper does not say how it measures either; this is one simple way. The two units
+    with the most negative cosine form a pair, then the next two of the others, and so
+    on. The frequency of a unit is the mean radius of its two-dimensional Fourier
+    spectrum, weighted by power; that of a pair the mean of both. In a pair the unit of
+    lower frequency comes first. An unpaired unit comes last.
 
     Args:
         kernel: `(S, D_S)`, patches row by row.
@@ -99,11 +123,12 @@ def pair_by_frequency(kernel, grid):
     return np.concatenate([paired, np.setdiff1d(np.arange(len(units)), paired)])
 
 
-def stem_filters(model, count=None):
+def stem_filters(model: MLPMixer, count: int | None = None) -> "Figure":
     """Draw the linear patch embeddings as small images (paper, figure 7).
 
     A unit is `stem/projection/kernel[..., c]`, one weight per pixel and colour. Grey is
-    zero; the largest weight of a unit is at the end of the colour range.
+    zero; the largest weight of a unit is at the end of the colour range. A caption says
+    what to expect.
 
     Args:
         model: An `MLPMixer` of images with 1 or 3 channels.
@@ -123,12 +148,12 @@ def stem_filters(model, count=None):
             "`model` must take images of 1 or 3 channels, which can be shown as grey "
             f"or colour. Received: {channels} channels"
         )
-    units = np.moveaxis(kernel, -1, 0)[: check_count("count", count, num_units)]
+    units = np.moveaxis(kernel, -1, 0)[: check_count(count, num_units)]
     units = 0.5 + 0.5 * units / largest(units)[:, None, None, None]
     units = np.broadcast_to(units, (*units.shape[:3], 3))
     mosaic = _mosaic(units, fill=1.0)
 
-    figure, axes = _mosaic_figure(mosaic)
+    figure, axes = _mosaic_figure(mosaic, _STEM_CAPTION)
     axes.set_title(
         f"Patch embedding: {len(units)} of {num_units} units, "
         f"{stem.patch_size} x {stem.patch_size} pixels each",
@@ -138,7 +163,7 @@ def stem_filters(model, count=None):
     return figure
 
 
-def _frequencies(units):
+def _frequencies(units: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the mean frequency of each `(rows, columns)` unit, in cycles per patch."""
     power = np.abs(np.fft.fft2(units)) ** 2
     vertical, horizontal = (np.fft.fftfreq(size) for size in units.shape[1:])
@@ -147,7 +172,9 @@ def _frequencies(units):
     return (power * radius).sum(axis=(1, 2)) / total
 
 
-def _mosaic(units, pair_gap=0, fill=np.nan):
+def _mosaic(
+    units: NDArray[np.float64], pair_gap: int = 0, fill: float = np.nan
+) -> NDArray[np.float64]:
     """Return one picture of all units `(n, height, width, ...)`, row by row.
 
     Units are one element apart; `pair_gap` is added after every second and between
@@ -165,9 +192,12 @@ def _mosaic(units, pair_gap=0, fill=np.nan):
     return mosaic
 
 
-def _mosaic_figure(mosaic):
+def _mosaic_figure(
+    mosaic: NDArray[np.float64], caption: str
+) -> tuple["Figure", "Axes"]:
     height, width = mosaic.shape[:2]
-    figure = new_figure(8, 0.8 + min(7 * height / width, 9))
+    figure = new_figure(8, 1.5 + min(7 * height / width, 9))
     axes = figure.subplots()
     axes.axis("off")
+    add_caption(figure, caption)
     return figure, axes

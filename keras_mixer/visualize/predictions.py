@@ -1,29 +1,46 @@
 """Pictures with bars of their most probable classes."""
 
 import math
+from collections.abc import Sequence
 from numbers import Integral
+from typing import TYPE_CHECKING, Any, TypeGuard
 
-import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
+from keras_mixer.checks import check_dim
 from keras_mixer.labels import Prediction, decode_predictions
 from keras_mixer.labels import label_names as named_labels
-from keras_mixer.visualize.figure import check_count, new_figure, short_name, to_float
+from keras_mixer.visualize.figure import new_figure, to_float, to_picture
+from keras_mixer.visualize.names import readable, text_style
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# What identifies a true class among `Prediction`s, and the name to show.
+Truth = tuple[str, str]
 
 _BAR, _TRUE_BAR = "#bbccee", "#b5ddb0"
 _RIGHT, _WRONG = "#1b7037", "#bb2211"
 
 
 def predictions(
-    images, scores_or_predictions, labels=None, true_labels=None, top=3, columns=3
-):
+    images: Sequence[Any] | NDArray[Any],
+    scores_or_predictions: ArrayLike | Sequence[Sequence[Prediction]],
+    labels: Sequence[str] | str | None = None,
+    true_labels: Sequence[int | str] | None = None,
+    top: int = 3,
+    columns: int = 3,
+) -> "Figure":
     """Draw pictures with bars of their most probable classes.
 
     The bar of the true class is green and its name marked with a tick; a picture whose
-    first class is wrong gets a red title.
+    best class is wrong gets a red title. Pictures are drawn pixel by pixel: pass
+    them as they were before they were resized for the model.
 
     Args:
-        images: Sequence of `(height, width, channels)` arrays of 1 or 3 channels, or
-            `(height, width)`, with pixels in [0, 255].
+        images: Arrays `(height, width, channels)` of 1 or 3 channels, or
+            `(height, width)`, of any sizes, with pixels in [0, 255].
         scores_or_predictions: Probabilities `(batch, classes)`, or what
             `keras_mixer.decode_predictions` made of them.
         labels: The names of the classes; `None` for their numbers.
@@ -36,20 +53,19 @@ def predictions(
             scores are not probabilities.
         ImportError: If matplotlib is not installed.
     """
-    top, columns = check_count("top", top), check_count("columns", columns)
-    images = [_picture(image) for image in images]
+    top, columns = check_dim("top", top), check_dim("columns", columns)
+    pictures = [to_picture(image) for image in images]
     ranked, names = _ranked(scores_or_predictions, labels, top)
-    if true_labels is None:
-        truths = [None] * len(images)
-    else:
+    truths: list[Truth | None] = [None] * len(pictures)
+    if true_labels is not None:
         truths = [_truth(label, names) for label in true_labels]
-    if not images or not len(images) == len(ranked) == len(truths):
+    if not pictures or not len(pictures) == len(ranked) == len(truths):
         raise ValueError(
             "`images`, `scores_or_predictions` and `true_labels` must have one entry "
-            f"per picture. Received: {len(images)}, {len(ranked)} and {len(truths)}"
+            f"per picture. Received: {len(pictures)}, {len(ranked)} and {len(truths)}"
         )
-    columns = min(columns, len(images))
-    rows = math.ceil(len(images) / columns)
+    columns = min(columns, len(pictures))
+    rows = math.ceil(len(pictures) / columns)
     heights = [2.4, 0.27 * max(map(len, ranked))]  # inches: picture, bars
     figure = new_figure(3.2 * columns, (sum(heights) + 0.35) * rows)
     axes = figure.subplots(
@@ -58,7 +74,7 @@ def predictions(
     for axis in axes.flat:
         axis.axis("off")
     for i, (image, classes, truth) in enumerate(
-        zip(images, ranked, truths, strict=True)
+        zip(pictures, ranked, truths, strict=True)
     ):
         row, column = divmod(i, columns)
         _draw_picture(axes[2 * row, column], image, classes, truth)
@@ -66,40 +82,32 @@ def predictions(
     return figure
 
 
-def _picture(image):
-    """Return an image as `(height, width, 3)` in [0, 1]."""
-    pixels = to_float(image)
-    if pixels.ndim == 2:
-        pixels = pixels[..., None]
-    if pixels.ndim != 3 or pixels.shape[2] not in (1, 3):
-        raise ValueError(
-            "`images` must be (height, width, channels) each, with 1 or 3 channels. "
-            f"Received: shape={pixels.shape}"
-        )
-    pixels = np.clip(pixels, 0, 255) / 255
-    return np.broadcast_to(pixels, (*pixels.shape[:2], 3))
-
-
-def _ranked(scores_or_predictions, labels, top):
+def _ranked(
+    scores_or_predictions: ArrayLike | Sequence[Sequence[Prediction]],
+    labels: Sequence[str] | str | None,
+    top: int,
+) -> tuple[list[list[Prediction]], tuple[Truth, ...] | None]:
     """Return the `top` `Prediction`s of each picture, and `(class_id, name)` of all."""
+    names: tuple[Truth, ...] | None
     if _is_decoded(scores_or_predictions):
         ranked = [list(classes)[:top] for classes in scores_or_predictions]
         names = None if labels is None else named_labels(labels, len(labels))
     else:
         scores = to_float(scores_or_predictions)
-        labels = range(scores.shape[-1]) if labels is None else labels
+        if labels is None:
+            labels = [str(number) for number in range(scores.shape[-1])]
         ranked = decode_predictions(scores, labels, top)
         names = named_labels(labels, scores.shape[-1])
-    scores = [prediction.score for classes in ranked for prediction in classes]
-    if scores and not (min(scores) >= 0 and max(scores) <= 1.0001):
+    shown = [prediction.score for classes in ranked for prediction in classes]
+    if shown and not (min(shown) >= 0 and max(shown) <= 1.0001):
         raise ValueError(
             "`scores_or_predictions` must be probabilities in [0, 1]. Received: values "
-            f"from {min(scores):.3g} to {max(scores):.3g}. Apply softmax to logits."
+            f"from {min(shown):.3g} to {max(shown):.3g}. Apply softmax to logits."
         )
     return ranked, names
 
 
-def _is_decoded(predictions):
+def _is_decoded(predictions: object) -> TypeGuard[Sequence[Sequence[Prediction]]]:
     return isinstance(predictions, (list, tuple)) and all(
         isinstance(prediction, Prediction)
         for classes in predictions
@@ -107,8 +115,7 @@ def _is_decoded(predictions):
     )
 
 
-def _truth(label, names):
-    """Return what tells a true class among `Prediction`s, and the name to show."""
+def _truth(label: int | str, names: tuple[Truth, ...] | None) -> Truth:
     if not isinstance(label, Integral):
         return str(label), str(label)
     if names is None:
@@ -120,22 +127,29 @@ def _truth(label, names):
     return names[label]
 
 
-def _draw_picture(axes, image, classes, truth):
+def _draw_picture(
+    axes: "Axes",
+    image: NDArray[Any],
+    classes: Sequence[Prediction],
+    truth: Truth | None,
+) -> None:
     axes.imshow(image, interpolation="nearest")
     if truth is not None:
         colour = _RIGHT if truth[0] in classes[0][:2] else _WRONG
-        axes.set_title(
-            f"true: {short_name(truth[1])}", fontsize=10, color=colour, parse_math=False
-        )
+        title = f"true: {readable(truth[1], truth[0])}"
+        axes.set_title(title, fontsize=10, color=colour, **text_style(title))
 
 
-def _draw_bars(axes, classes, truth):
+def _draw_bars(
+    axes: "Axes", classes: Sequence[Prediction], truth: Truth | None
+) -> None:
     """Draw names and percentages inside the bars, so that long ones need no margin."""
     axes.set(xlim=(0, 1), ylim=(len(classes) - 0.5, -0.5))
     for place, prediction in enumerate(classes):
         is_true = truth is not None and truth[0] in prediction[:2]
         axes.barh(place, prediction.score, 0.86, color=_TRUE_BAR if is_true else _BAR)
-        name = short_name(prediction.name) + (" \N{CHECK MARK}" if is_true else "")
-        text = {"va": "center", "fontsize": 9, "parse_math": False}
-        axes.text(0.02, place, name, **text)
-        axes.text(0.98, place, f"{prediction.score:.0%}", ha="right", **text)
+        name = readable(prediction.name, prediction.class_id)
+        name += " \N{CHECK MARK}" if is_true else ""
+        axes.text(0.02, place, name, va="center", fontsize=9, **text_style(name))
+        score = f"{prediction.score:.0%}"
+        axes.text(0.98, place, score, va="center", ha="right", fontsize=9)
