@@ -1,18 +1,22 @@
 # All targets start from nothing but Python 3.11+, git and make.
 
 PYTHON ?= python3
-BIN := .venv/bin
+VENV ?= .venv
+BIN := $(VENV)/bin
 DEMO_BACKEND ?= tensorflow
 BACKENDS ?= jax tensorflow torch
 # As many files at once as there are cores.
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
-.PHONY: demo test nightly lint clean
+.PHONY: demo test suite nightly test-keras-nightly test-lowest lint dist clean
 
 demo: .venv/demo
 	KERAS_BACKEND=$(DEMO_BACKEND) $(BIN)/keras-mixer demo
 
-test: .venv/dev lint
+test: .venv/dev lint suite
+
+# The suite alone, in the environment $(VENV).
+suite:
 	KERAS_BACKEND=$(firstword $(BACKENDS)) $(PYTEST) -m "backend_free and not nightly"
 	for backend in $(BACKENDS); do \
 		KERAS_BACKEND=$$backend $(PYTEST) -m "not backend_free and not nightly" \
@@ -24,10 +28,32 @@ nightly: .venv/dev
 	KERAS_MIXER_FUZZ_EXAMPLES=2000 KERAS_MIXER_KILLS=50 KERAS_BACKEND=tensorflow \
 		$(PYTEST) -m "nightly or not nightly"
 
+# With the next Keras, as it was built last.
+test-keras-nightly: .venv-keras-nightly/dev
+	$(MAKE) suite VENV=.venv-keras-nightly
+
+# With the lowest versions that pyproject.toml allows.
+test-lowest: .venv-lowest/dev
+	$(MAKE) suite VENV=.venv-lowest
+
 lint: .venv/dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+# What is released, checked: the wheel alone, with one backend, in an empty environment.
+dist: .venv/dev
+	rm -rf dist
+	$(BIN)/python -m pip install --quiet build twine
+	$(BIN)/python -m build --outdir dist .
+	$(BIN)/twine check --strict dist/*
+	for backend in $(BACKENDS); do \
+		rm -rf build/try && $(PYTHON) -m venv build/try && \
+		build/try/bin/python -m pip install --quiet "$$(ls dist/*.whl)[$$backend,demo]" && \
+		(cd build && export KERAS_BACKEND=$$backend && \
+			try/bin/keras-mixer models && try/bin/keras-mixer demo --output try/demo) \
+			|| exit 1; \
+	done
 
 .venv/python:
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or newer is needed: make PYTHON=python3.12 ...')"
@@ -42,5 +68,19 @@ lint: .venv/dev
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch $@ .venv/demo
 
+.venv-keras-nightly/dev: pyproject.toml
+	$(PYTHON) -m venv .venv-keras-nightly
+	.venv-keras-nightly/bin/python -m pip install --quiet --editable '.[dev]'
+	.venv-keras-nightly/bin/python -m pip uninstall --quiet --yes keras
+	.venv-keras-nightly/bin/python -m pip install --quiet --pre keras-nightly
+	touch $@
+
+.venv-lowest/dev: pyproject.toml
+	$(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/python -m pip install --quiet uv
+	.venv-lowest/bin/uv pip install --quiet --python .venv-lowest/bin/python \
+		--resolution lowest-direct --editable '.[dev]'
+	touch $@
+
 clean:
-	rm -rf .venv build dist
+	rm -rf .venv .venv-keras-nightly .venv-lowest build dist
