@@ -77,7 +77,9 @@ dist: .venv/dev
 
 .venv-lowest/dev: pyproject.toml
 	$(PYTHON) -m venv .venv-lowest
-	.venv-lowest/bin/python -m pip install --quiet uv
+	# torch by pip: uv does not know pip's settings and takes gigabytes of CUDA packages.
+	.venv-lowest/bin/python -m pip install --quiet uv \
+		"$$(grep -om1 'torch==[0-9.]*' pyproject.toml)"
 	.venv-lowest/bin/uv pip install --quiet --python .venv-lowest/bin/python \
 		--resolution lowest-direct --editable '.[dev]'
 	touch $@
