@@ -1,6 +1,6 @@
 """Fine-tune on a TPU VM with TensorFlow's own strategy, in plain `compile` and `fit`.
 
-    pip install tensorflow-tpu==2.20.0 libtpu==0.0.21 'keras_mixer[data]'
+    pip install tensorflow-tpu==2.20.0 libtpu==0.0.21 'keras-mixer[data]'
     KERAS_BACKEND=tensorflow python examples/tpu_tensorflow.py
 
 TensorFlow for TPU ends at 2.20, and the newest libtpu aborts under it. The rest is

@@ -10,7 +10,6 @@ from numbers import Integral
 from pathlib import Path
 from typing import NamedTuple
 
-import keras
 import numpy as np
 
 IMAGENET1K_ADDRESS = (
@@ -48,6 +47,8 @@ def decode_predictions(predictions, labels=None, top=5):
         OSError: If a label list cannot be downloaded or is damaged.
         ValueError: If an argument is out of its range or the labels do not fit.
     """
+    import keras
+
     if not isinstance(top, Integral) or isinstance(top, bool) or top < 1:
         raise ValueError(f"`top` must be a positive integer. Received: top={top!r}")
     scores = np.asarray(keras.ops.convert_to_numpy(predictions), "float32")
@@ -154,6 +155,7 @@ def _read_list(address, parse):
 
 
 def _download(address, path):
+    import keras
 
     try:
         # An absolute `cache_subdir` is the whole place.

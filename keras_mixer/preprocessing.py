@@ -267,7 +267,7 @@ def decode_image(image, channels=3):
         from PIL import Image, ImageOps
     except ImportError as error:
         raise ImportError(
-            "Reading image files needs Pillow: pip install 'keras_mixer[data]'"
+            "Reading image files needs Pillow: pip install 'keras-mixer[plot]'"
         ) from error
 
     if channels not in _PIL_MODES:

@@ -1,7 +1,7 @@
 """Will it fit? The whole JAX training step, compiled for a TPU slice without the slice.
 
 The TPU's own compiler reports, for one device, memory and floating-point operations per
-step. It runs on any machine with `pip install 'keras_mixer[tpu-compile]'`. The program
+step. It runs on any machine with `pip install 'keras-mixer[tpu-compile]'`. The program
 is compiled only: it does not run, and no time is measured.
 
 `compile_for_slice` builds and compiles what a `SliceStep` describes, and `table` shows
@@ -161,7 +161,7 @@ def topology(name: str) -> Sequence[Any]:
         import libtpu  # noqa: F401
     except ImportError as error:
         raise ImportError(
-            "Compiling for TPUs needs libtpu: pip install 'keras_mixer[tpu-compile]'"
+            "Compiling for TPUs needs libtpu: pip install 'keras-mixer[tpu-compile]'"
         ) from error
     import jax
     from jax.experimental import topologies

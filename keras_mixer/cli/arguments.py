@@ -1,57 +1,200 @@
 """What several commands share: how a command, a model and a data set are asked for."""
 
+import argparse
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
 
-def add_command(commands, name, run, help):
-    """Add a subcommand whose description is its help, as a sentence."""
+from keras_mixer.cli.early_checks import check_data, check_dtype, check_model
+from keras_mixer.cli.messages import PROGRAM, UsageError
+
+if TYPE_CHECKING:
+    from keras_mixer.data import Source
+    from keras_mixer.models import MLPMixer
+
+    Commands = argparse._SubParsersAction["Parser"]
+    Group = argparse._ActionsContainer
+
+Run = Callable[[argparse.Namespace], int | None]
+Check = Callable[[argparse.Namespace], None]
+
+EXIT_STATUS = (
+    "exit status: 0 done, 1 failed or partly failed, 2 wrong usage, 130 interrupted"
+)
+
+
+class Parser(argparse.ArgumentParser):
+    """An `ArgumentParser` whose errors are one sentence."""
+
+    def error(self, message: str) -> NoReturn:
+        """Leave with status 2; argparse would print all options first."""
+        words = message.removeprefix("unrecognized arguments: ").split()
+        if len(message) > len(" ".join(words)) and words[0][0] != "-":
+            message += " (the words of one kind stand together, not between flags)"
+        self.exit(2, f"{self.prog}: {message}\nTry '{self.prog} --help'.\n")
+
+
+def epilog(examples: Sequence[str]) -> str:
+    """Return the end of a command's help."""
+    lines = [f"  {PROGRAM} {example}" for example in examples]
+    return "\n".join(["examples:", *lines, "", EXIT_STATUS])
+
+
+def add_command(
+    commands: "Commands",
+    name: str,
+    run: Run,
+    help: str,
+    *,
+    examples: Sequence[str],
+    check: Check | None = None,
+    needs_tensorflow: Callable[[argparse.Namespace], bool] = lambda options: False,
+    flags: dict[str, str] | None = None,
+) -> Parser:
+    """Add a command whose description is its help, as a sentence.
+
+    Args:
+        commands: What `add_subparsers` gave.
+        name: The word that starts it.
+        run: Does it; returns the exit status, `None` for 0.
+        help: What it does, in one line without a full stop.
+        examples: Two or three, without the name of the program.
+        check: Raises what can be known before Keras is imported.
+        needs_tensorflow: Whether the command reads TFDS or tf.data, on any backend.
+        flags: Names of arguments in the package's errors -> what the command calls
+            them, beyond those that `messages` knows.
+    """
     command = commands.add_parser(
-        name, help=help, description=help[0].upper() + help[1:] + "."
+        name,
+        help=help,
+        description=help[0].upper() + help[1:] + ".",
+        epilog=epilog(examples),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    command.set_defaults(run=run)
+    command.set_defaults(
+        run=run,
+        check=check or (lambda options: None),
+        needs_tensorflow=needs_tensorflow,
+        flags=flags or {},
+    )
     return command
 
 
-def add_model_options(command):
-    """Add the options that `chosen_model` reads."""
-    command.add_argument("--variant", default="Ti/4", help="default: %(default)s")
+def reads_data(options: argparse.Namespace) -> bool:
+    """Say that a command reads tf.data: the `needs_tensorflow` of `add_command`."""
+    return True
+
+
+def integer(low: int, high: int | None = None) -> Callable[[str], int]:
+    """Return the type of an option that is an integer of at least `low`."""
+    wanted = {0: "an integer, 0 or more", 1: "a positive integer"}.get(
+        low, f"an integer, {low} or more"
+    )
+    if high is not None:
+        wanted = f"an integer from {low} to {high}"
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = low - 1
+        if value < low or (high is not None and value > high):
+            raise argparse.ArgumentTypeError(f"must be {wanted}. Received: {text!r}")
+        return value
+
+    return parse
+
+
+def number(
+    low: float = -math.inf,
+    high: float = math.inf,
+    *,
+    open_low: bool = False,
+    open_high: bool = False,
+) -> Callable[[str], float]:
+    """Return the type of an option that is a finite number between two others.
+
+    Args:
+        low: Smallest value.
+        high: Largest value.
+        open_low: Whether `low` itself is too small.
+        open_high: Whether `high` itself is too large.
+    """
+    wanted = "a number"
+    if math.isfinite(low):
+        wanted += f" above {low:g}" if open_low else f" of at least {low:g}"
+    if math.isfinite(high):
+        join = " and" if math.isfinite(low) else ""
+        wanted += f"{join} below {high:g}" if open_high else f"{join} at most {high:g}"
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        inside = low < value if open_low else low <= value
+        inside = inside and (value < high if open_high else value <= high)
+        if not (inside and math.isfinite(value)):
+            raise argparse.ArgumentTypeError(f"must be {wanted}. Received: {text!r}")
+        return value
+
+    return parse
+
+
+def add_model_options(command: "Group") -> None:
+    """Add the options that `check_chosen_model` and `chosen_model` read."""
     command.add_argument(
+        "--variant", help="such as B/16, see `keras-mixer models` (default: Ti/4)"
+    )
+    which = command.add_mutually_exclusive_group()
+    which.add_argument(
         "--weights",
-        default="cifar10",
-        help="a checkpoint's name, a weight file or none (default: %(default)s)",
+        help="a checkpoint's name, a weight file or none (default: cifar10)",
     )
-    command.add_argument(
+    which.add_argument(
         "--model",
-        help="a whole model instead of --weights: a saved .keras, a folder of a "
-        "published model, or hf://owner/name[@revision]",
+        help="a whole model instead of --variant and --weights: a saved .keras, a "
+        "folder of a published model, or hf://owner/name[@revision]",
     )
+    command.set_defaults(default_weights="cifar10")
 
 
-def chosen_model(options, **arguments):
+def check_chosen_model(options: argparse.Namespace) -> None:
+    """Raise unless there can be such a model; see `add_model_options`."""
+    # A recipe of pre-training is that of a variant, whatever model starts.
+    if options.model and options.variant and options.command != "pretrain":
+        raise UsageError("--variant: not allowed with --model, which has its own sizes")
+    check_model(variant=options.variant, weights=options.weights, model=options.model)
+    check_dtype(getattr(options, "dtype", None))
+
+
+def chosen_model(options: argparse.Namespace, **arguments: Any) -> "MLPMixer":
     """Return the model that `--model`, or else `--variant` and `--weights`, name.
 
     Args:
         options: Parsed options of `add_model_options`.
-        **arguments: Arguments of the family's constructors, such as `num_classes`; only
-            without `--model`.
+        **arguments: Arguments of the family's constructors, such as `num_classes`; they
+            do not change a `--model`.
 
     Raises:
-        ValueError: If there is no such variant or the weights do not fit.
+        OSError: If it cannot be read.
+        ValueError: If the weights do not fit.
     """
     from keras_mixer.hub import read_model
     from keras_mixer.models import CONSTRUCTORS
 
     if options.model:
         return read_model(options.model)
-    if options.variant not in CONSTRUCTORS:
-        raise ValueError(
-            f"--variant must be one of {', '.join(CONSTRUCTORS)}. "
-            f"Received: {options.variant!r}"
-        )
-    weights = None if options.weights == "none" else options.weights
-    return CONSTRUCTORS[options.variant](weights=weights, **arguments)
+    weights = options.weights or options.default_weights
+    constructor = CONSTRUCTORS[options.variant or "Ti/4"]
+    return constructor(weights=None if weights == "none" else weights, **arguments)
 
 
-def add_data_options(command, *, split, validation_split=None):
-    """Add the options that `opened_source` reads.
+def add_data_options(
+    command: "Group", *, split: str, validation_split: str | None = None
+) -> None:
+    """Add the options that `check_source` and `opened_source` read.
 
     Args:
         command: A command of `add_command`.
@@ -67,11 +210,7 @@ def add_data_options(command, *, split, validation_split=None):
         help="a data set of TFDS, such as cifar10, or a folder with a folder of "
         "pictures per class",
     )
-    group.add_argument(
-        "--data-dir",
-        metavar="FOLDER",
-        help="where prepared TFDS data sets lie (default: that of TFDS)",
-    )
+    add_data_dir(group)
     group.add_argument(
         "--split",
         default=split,
@@ -93,7 +232,21 @@ def add_data_options(command, *, split, validation_split=None):
     )
 
 
-def opened_source(options, split):
+def add_data_dir(group: "Group") -> None:
+    """Add `--data-dir`."""
+    group.add_argument(
+        "--data-dir",
+        metavar="FOLDER",
+        help="where prepared TFDS data sets lie (default: that of TFDS)",
+    )
+
+
+def check_source(options: argparse.Namespace) -> None:
+    """Raise unless `--data` can be read on this machine."""
+    check_data(options.data, data_dir=options.data_dir)
+
+
+def opened_source(options: argparse.Namespace, split: str) -> "Source":
     """Return the `data.Source` of one split of what `--data` names.
 
     Raises:
@@ -106,3 +259,32 @@ def opened_source(options, split):
     return open_source(
         options.data, split, data_dir=options.data_dir, corrupt=options.corrupt
     )
+
+
+def add_labels(command: "Group") -> None:
+    """Add `--labels`, which `read_labels` reads."""
+    command.add_argument(
+        "--labels", type=Path, metavar="FILE", help="text file, one class per line"
+    )
+
+
+def read_labels(
+    options: argparse.Namespace, model: "MLPMixer"
+) -> tuple[str, ...] | None:
+    """Return the names of the classes that are given, or else those of the model.
+
+    Raises:
+        ValueError: If there are not as many as classes.
+    """
+    from keras_mixer.labels import label_names
+
+    if not options.labels:
+        return model.labels
+    try:
+        names = options.labels.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"--labels must be a text file in UTF-8. Received: {str(options.labels)!r}"
+        ) from error
+    label_names(names, model.output_shape[-1])  # as many as there are classes
+    return tuple(names)

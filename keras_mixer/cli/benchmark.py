@@ -1,39 +1,43 @@
-"""The command `benchmark`: how fast models run on this machine."""
+"""The commands `benchmark` and `tpu-compile`: how fast models run, and what fits."""
 
-import json
+import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from keras_mixer.cli.arguments import add_command
+from keras_mixer.cli.arguments import Parser, add_command, integer
+from keras_mixer.cli.early_checks import (
+    check_backend,
+    check_dtype,
+    check_packages,
+    check_plot,
+    check_variant,
+    check_weights,
+    check_writable,
+)
+from keras_mixer.cli.output import write_json
+
+if TYPE_CHECKING:
+    from keras_mixer.cli.arguments import Commands
 
 
-def add(commands):
-    """Add the command to the command line."""
+def add(commands: "Commands") -> None:
+    """Add both commands to the command line."""
     command = add_command(
-        commands, "benchmark", _benchmark, "measure speed and memory on this machine"
+        commands,
+        "benchmark",
+        _benchmark,
+        "measure speed and memory on this machine",
+        examples=(
+            "benchmark --variants B/16 S/16 --batch-sizes 1 16",
+            "benchmark --variants S/16 --train --loop --dtypes mixed_bfloat16",
+            "benchmark --image-sizes 224 448 896 --json speed.json --plot speed.png",
+        ),
+        check=_check_benchmark,
+        flags={"variant": "--variants", "batch_size": "--batch-sizes"}
+        | {"image_size": "--image-sizes", "dtype": "--dtypes"},
     )
-    command.add_argument(
-        "--variants", nargs="+", default=["B/16"], help="default: B/16"
-    )
-    command.add_argument(
-        "--batch-sizes", nargs="+", type=int, default=[1, 16], help="default: 1 16"
-    )
-    command.add_argument(
-        "--image-sizes",
-        nargs="+",
-        type=int,
-        default=[None],
-        metavar="PIXELS",
-        help="edges of square images; several show how cost grows with patches "
-        "(default: the model's own)",
-    )
-    command.add_argument(
-        "--dtypes",
-        nargs="+",
-        default=["float32"],
-        metavar="POLICY",
-        help="such as mixed_bfloat16 (default: float32)",
-    )
+    _add_cases(command)
     command.add_argument(
         "--train", action="store_true", help="also measure whole training steps"
     )
@@ -52,15 +56,139 @@ def add(commands):
         "(default: %(default)s)",
     )
     command.add_argument(
-        "--rounds", type=int, default=20, help="timed calls (default: %(default)s)"
+        "--rounds",
+        type=integer(1),
+        default=20,
+        help="timed calls (default: %(default)s)",
     )
     command.add_argument(
         "--json", type=Path, metavar="FILE", help="write all numbers to this file"
     )
-    command.add_argument("--plot", type=Path, help="also draw them to this PNG")
+    command.add_argument(
+        "--plot", type=Path, metavar="PNG", help="also draw them to this file"
+    )
+    _add_tpu_compile(commands)
 
 
-def _benchmark(options):
+def _add_cases(command: Parser) -> None:
+    """Add what is combined: every variant at every batch size, image size, dtype."""
+    command.add_argument(
+        "--variants", nargs="+", default=["B/16"], help="default: B/16"
+    )
+    command.add_argument(
+        "--batch-sizes",
+        nargs="+",
+        type=integer(1),
+        default=[1, 16],
+        help="default: 1 16",
+    )
+    command.add_argument(
+        "--image-sizes",
+        nargs="+",
+        type=integer(1),
+        default=[None],
+        metavar="PIXELS",
+        help="edges of square images; several show how cost grows with patches "
+        "(default: the model's own)",
+    )
+    command.add_argument(
+        "--dtypes",
+        nargs="+",
+        default=["float32"],
+        metavar="POLICY",
+        help="such as mixed_bfloat16 (default: float32)",
+    )
+
+
+def _add_tpu_compile(commands: "Commands") -> None:
+    command = add_command(
+        commands,
+        "tpu-compile",
+        _tpu_compile,
+        "compile a training step for a TPU slice that need not be here (JAX)",
+        examples=(
+            "tpu-compile --variant B/16 --topology v5e:2x2 --batch 1024",
+            "tpu-compile --variant H/14 --topology v5e:16x16 --remat",
+        ),
+        check=_check_tpu_compile,
+        flags={"batch_size": "--batch", "num_classes": "--classes"},
+    )
+    command.add_argument("--variant", default="B/16", help="default: %(default)s")
+    command.add_argument(
+        "--topology",
+        default="v5e:2x2",
+        metavar="SLICE",
+        help="v5e:2x2, v6e:16x16, v4:2x2x1, ... (default: %(default)s)",
+    )
+    command.add_argument(
+        "--batch",
+        type=_batch,
+        metavar="N",
+        help="images over all devices, or largest (default: largest, the largest that "
+        "fits)",
+    )
+    command.add_argument(
+        "--model-devices",
+        type=integer(1),
+        default=1,
+        metavar="N",
+        help="devices that share one copy of the weights (default: %(default)s)",
+    )
+    command.add_argument(
+        "--image-size",
+        type=integer(1),
+        default=224,
+        metavar="PIXELS",
+        help="default: %(default)s",
+    )
+    command.add_argument(
+        "--classes",
+        type=integer(1),
+        default=1000,
+        metavar="N",
+        help="default: %(default)s",
+    )
+    command.add_argument(
+        "--dtype",
+        default="mixed_bfloat16",
+        metavar="POLICY",
+        help="default: %(default)s",
+    )
+    command.add_argument(
+        "--remat", action="store_true", help="compute blocks twice, to save memory"
+    )
+    command.add_argument(
+        "--optimizer",
+        default="finetune",
+        choices=("finetune", "pretrain"),
+        help="whose step (default: %(default)s)",
+    )
+
+
+def _batch(text: str) -> int | None:
+    return None if text == "largest" else integer(1)(text)
+
+
+def _check_benchmark(options: argparse.Namespace) -> None:
+    for variant in options.variants:
+        check_variant(variant, "--variants")
+        check_weights(variant, options.weights)
+    for dtype in options.dtypes:
+        check_dtype(dtype, "--dtypes")
+    if options.json:
+        check_writable(options.json, "--json")
+    check_plot(options.plot)
+    check_backend()
+
+
+def _check_tpu_compile(options: argparse.Namespace) -> None:
+    check_variant(options.variant)
+    check_dtype(options.dtype)
+    check_backend("jax")
+    check_packages("Compiling for TPUs", "tpu-compile", "libtpu")
+
+
+def _benchmark(options: argparse.Namespace) -> None:
     from rich.console import Console
 
     from keras_mixer import benchmark, visualize
@@ -93,6 +221,22 @@ def _benchmark(options):
         visualize.save(benchmark.figure(report), options.plot)
         print(f"Written: {options.plot}")
     if options.json:
-        numbers = json.dumps(report.to_dict(), indent=1)
-        options.json.write_text(numbers, encoding="utf-8")
-        print(f"Written: {options.json}")
+        write_json(options.json, report.to_dict())
+
+
+def _tpu_compile(options: argparse.Namespace) -> int:
+    from keras_mixer.benchmark import tpu_compile
+
+    step = tpu_compile.SliceStep(
+        options.variant,
+        options.topology,
+        model_devices=options.model_devices,
+        image_size=options.image_size,
+        num_classes=options.classes,
+        dtype=options.dtype,
+        remat=options.remat,
+        optimizer=options.optimizer,
+    )
+    compiled = tpu_compile.compile_for_slice(step, options.batch)
+    print(tpu_compile.table(step, compiled))
+    return 0 if compiled else 1

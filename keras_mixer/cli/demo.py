@@ -1,40 +1,77 @@
-"""The main job on real data, offline: fine-tune the embedded checkpoint on digits.
+"""The command `demo`: the main job on real data, offline.
 
-scikit-learn's 1797 handwritten digits (8 x 8 pixels) are enlarged to the model's
-32 x 32. The pretrained model and the same model from random weights get the same
-images, steps and optimizer.
+The embedded checkpoint is fine-tuned on scikit-learn's 1797 handwritten digits (8 x 8
+pixels, enlarged to the model's 32 x 32). The pretrained model and the same model from
+random weights get the same images, steps and optimizer.
 """
 
+import argparse
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import keras
-import numpy as np
+from keras_mixer.cli.arguments import add_command
+from keras_mixer.cli.early_checks import (
+    check_backend,
+    check_packages,
+    check_writable,
+)
 
-from keras_mixer import visualize
-from keras_mixer.models import MixerTi4
-from keras_mixer.preprocessing import preprocess
-from keras_mixer.training import finetune_optimizer
+if TYPE_CHECKING:
+    import keras
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from keras_mixer.cli.arguments import Commands
+    from keras_mixer.models import MLPMixer
+
+    Examples = tuple[NDArray[np.float32], NDArray[np.int64]]
 
 EPOCHS = 5
 BATCH_SIZE = 32
 LABELS = tuple(str(digit) for digit in range(10))
 
 
-def load_digits(model, seed=0):
+def add(commands: "Commands") -> None:
+    """Add the command to the command line."""
+    command = add_command(
+        commands,
+        "demo",
+        _demo,
+        "fine-tune the embedded checkpoint on digits, offline",
+        examples=("demo", "demo --output somewhere/"),
+        check=_check,
+    )
+    command.add_argument(
+        "--output",
+        type=Path,
+        default=Path("keras-mixer-demo"),
+        metavar="FOLDER",
+        help="for the model and the pictures (default: %(default)s)",
+    )
+
+
+def _check(options: argparse.Namespace) -> None:
+    check_writable(options.output, "--output", folder=True)
+    check_packages("The demo", "demo", "scikit-learn", "matplotlib", "pillow")
+    check_backend()
+
+
+def _demo(options: argparse.Namespace) -> None:
+    run(options.output)
+
+
+def load_digits(model: "MLPMixer", seed: int = 0) -> "tuple[Examples, Examples]":
     """Return `(train_images, train_labels), (test_images, test_labels)`.
 
     80 % of each digit train, the rest test. Images are what `model` takes.
-
-    Raises:
-        ImportError: If scikit-learn is not installed.
     """
-    try:
-        from sklearn.datasets import load_digits
-        from sklearn.model_selection import train_test_split
-    except ImportError as error:
-        raise ImportError(
-            "The digits come from scikit-learn: pip install 'keras-mixer[demo]'"
-        ) from error
+    import numpy as np
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    from keras_mixer.preprocessing import preprocess
+
     digits = load_digits()
     images = preprocess(list(digits.images * (255 / 16)), model)
     train, test = train_test_split(
@@ -49,7 +86,7 @@ def load_digits(model, seed=0):
     )
 
 
-def run(output_dir, *, epochs=EPOCHS):
+def run(output_dir: str | Path, *, epochs: int = EPOCHS) -> Mapping[str, float]:
     """Fine-tune, compare, save, load again, and draw; print what comes out.
 
     Writes `model.keras`, `predictions.png`, `training.png`, `token_mixing.png` and
@@ -61,6 +98,12 @@ def run(output_dir, *, epochs=EPOCHS):
     Raises:
         RuntimeError: If the saved model predicts anything else than the trained one.
     """
+    import keras
+    import numpy as np
+
+    from keras_mixer import visualize
+    from keras_mixer.models import MixerTi4
+
     output_dir = Path(output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     keras.utils.set_random_seed(0)
@@ -100,7 +143,7 @@ def run(output_dir, *, epochs=EPOCHS):
     pictures = filters | {
         "training.png": visualize.training_curves(histories),
         "predictions.png": visualize.predictions(
-            test[0][:12], scores[:12], LABELS, true_labels=test[1][:12]
+            test[0][:12], scores[:12], LABELS, true_labels=test[1][:12].tolist()
         ),
     }
     for file_name, figure in pictures.items():
@@ -111,8 +154,14 @@ def run(output_dir, *, epochs=EPOCHS):
     return accuracies
 
 
-def finetune(model, train, test, epochs):
-    """Train on the whole model with the official fine-tuning optimizer."""
+def finetune(
+    model: "MLPMixer", train: "Examples", test: "Examples", epochs: int
+) -> "keras.callbacks.History":
+    """Train the whole model with the official fine-tuning optimizer."""
+    import numpy as np
+
+    from keras_mixer.training import finetune_optimizer
+
     steps_per_epoch = int(np.ceil(len(train[0]) / BATCH_SIZE))
     model.compile(
         optimizer=finetune_optimizer(

@@ -1,23 +1,50 @@
 """The commands `evaluate` and `fewshot`: how good a model is on a data set."""
 
+import argparse
 import json
 from pathlib import Path
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from keras_mixer.cli.arguments import (
+    Parser,
     add_command,
     add_data_options,
     add_model_options,
+    check_chosen_model,
+    check_source,
     chosen_model,
+    integer,
+    number,
     opened_source,
+    reads_data,
 )
+from keras_mixer.cli.early_checks import check_file, check_plot, check_writable
+from keras_mixer.cli.messages import UsageError, escaped
+from keras_mixer.cli.output import write_json
+
+if TYPE_CHECKING:
+    from keras_mixer.cli.arguments import Commands
+    from keras_mixer.evaluation import Evaluation
+
+_DATA_FLAGS = {"name": "--data", "folder": "--data", "name_or_folder": "--data"}
 
 
-def add(commands):
+def add(commands: "Commands") -> None:
     """Add both commands to the command line."""
     command = add_command(
-        commands, "evaluate", _evaluate, "measure a classifier on a data set"
+        commands,
+        "evaluate",
+        _evaluate,
+        "measure a classifier on a data set",
+        examples=(
+            "evaluate --data cifar10",
+            "evaluate --data pictures/ --model run/model.keras --plot confusion.png",
+            "evaluate --data imagenet2012 --split validation --variant B/16 \\\n"
+            "      --weights imagenet1k --real real.json",
+        ),
+        check=_check_evaluate,
+        needs_tensorflow=reads_data,
+        flags=_DATA_FLAGS,
     )
     add_model_options(command)
     add_data_options(command, split="test")
@@ -30,21 +57,39 @@ def add(commands):
         "order of the sorted file names (without files, of the data set)",
     )
     command.add_argument(
+        "--match",
+        choices=("name", "position"),
+        default="name",
+        help="how a class of the data is found in the model: by its name, or class i "
+        "is class i (default: %(default)s)",
+    )
+    command.add_argument(
         "--worst",
-        type=int,
+        type=integer(1),
         default=20,
         metavar="N",
         help="how many classes to list, the worst first (default: %(default)s)",
     )
     command.add_argument(
-        "--plot", type=Path, help="draw the confusion matrix to this PNG"
+        "--plot", type=Path, metavar="PNG", help="draw the confusion matrix there"
     )
+    _add_fewshot(commands)
 
+
+def _add_fewshot(commands: "Commands") -> None:
     command = add_command(
         commands,
         "fewshot",
         _fewshot,
         "measure the features of a model by linear few-shot classification",
+        examples=(
+            "fewshot --data cifar10",
+            "fewshot --data oxford_iiit_pet --variant B/16 --weights imagenet21k \\\n"
+            "      --shots 1 5 --cache-dir features/",
+        ),
+        check=_check_fewshot,
+        needs_tensorflow=reads_data,
+        flags=_DATA_FLAGS,
     )
     add_model_options(command)
     add_data_options(command, split="train", validation_split="test")
@@ -52,7 +97,7 @@ def add(commands):
     command.add_argument(
         "--shots",
         nargs="+",
-        type=int,
+        type=integer(1),
         default=[1, 5, 10, 25],
         metavar="N",
         help="examples per class (default: 1 5 10 25)",
@@ -60,14 +105,14 @@ def add(commands):
     command.add_argument(
         "--seeds",
         nargs="+",
-        type=int,
+        type=integer(0),
         default=[0, 1, 2],
         metavar="SEED",
         help="of the draws (default: 0 1 2)",
     )
     command.add_argument(
         "--l2",
-        type=float,
+        type=number(0),
         default=1024.0,
         help="weight of the ridge (default: %(default)g, the official value)",
     )
@@ -78,25 +123,57 @@ def add(commands):
     )
 
 
-def _add_run_options(command):
+def _add_run_options(command: Parser) -> None:
     command.add_argument(
-        "--batch-size", type=int, default=64, help="default: %(default)s"
+        "--batch-size", type=integer(1), default=64, help="default: %(default)s"
     )
     command.add_argument(
         "--json", type=Path, metavar="FILE", help="write all numbers to this file"
     )
 
 
-def _evaluate(options):
+def _check(options: argparse.Namespace) -> None:
+    if options.json:
+        check_writable(options.json, "--json")
+    check_chosen_model(options)
+    check_source(options)
+
+
+def _check_evaluate(options: argparse.Namespace) -> None:
+    check_plot(options.plot)
+    if options.real:
+        check_file(options.real, "--real")
+        options.real = _read_real(options.real)
+    _check(options)
+
+
+def _check_fewshot(options: argparse.Namespace) -> None:
+    if options.validation_split == "none":
+        raise UsageError("--validation-split must be a split: it is what is measured.")
+    if options.cache_dir:
+        check_writable(options.cache_dir, "--cache-dir", folder=True)
+    _check(options)
+
+
+def _read_real(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(
+            f"--real must be a JSON file. Received: {str(path)!r}: {error}"
+        ) from error
+
+
+def _evaluate(options: argparse.Namespace) -> None:
     from keras_mixer import visualize
     from keras_mixer.evaluation import evaluate
 
-    real_labels = options.real and _read_real(options.real)
     source = opened_source(options, options.split)
     evaluation = evaluate(
         chosen_model(options),
         source,
-        real_labels=real_labels,
+        match=options.match,
+        real_labels=options.real,
         batch_size=options.batch_size,
         progress=True,
     )
@@ -114,17 +191,12 @@ def _evaluate(options):
         )
         visualize.save(figure, options.plot)
         print(f"Written: {options.plot}")
-    _write_json(options, evaluation.to_dict())
+    if options.json:
+        write_json(options.json, evaluation.to_dict())
 
 
-def _read_real(path):
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"--real must be a JSON file. {path}: {error}") from error
-
-
-def _print_classes(evaluation, count):
+def _print_classes(evaluation: "Evaluation", count: int) -> None:
+    import numpy as np
     from rich.console import Console
     from rich.table import Table
 
@@ -137,20 +209,28 @@ def _print_classes(evaluation, count):
     results = list(zip(evaluation.classes, mistaken, strict=True))
     shown = [pair for pair in results if pair[0].num_examples]
     for result, row in sorted(shown, key=lambda pair: pair[0].recall)[:count]:
+        taken_for = results[row.argmax()][0].name
         table.add_row(
-            result.name,
+            _cell(result.name),
             f"{result.num_examples:,}",
             f"{result.recall:.1%}",
             f"{result.precision:.1%}",
-            f"{results[row.argmax()][0].name} ({row.max()})" if row.any() else "",
+            f"{_cell(taken_for)} ({row.max()})" if row.any() else "",
         )
     Console().print(table)
     if len(shown) > count:
         print(f"The worst {count} of {len(shown)} classes; --worst N shows more.")
 
 
-def _fewshot(options):
-    from keras_mixer import fewshot
+def _cell(name: str) -> str:
+    """Return the name of a class without what a terminal, or rich, would obey."""
+    from rich.markup import escape
+
+    return escape(escaped(name))
+
+
+def _fewshot(options: argparse.Namespace) -> None:
+    from keras_mixer.evaluation import fewshot
 
     accuracies = fewshot.evaluate(
         chosen_model(options),
@@ -164,13 +244,12 @@ def _fewshot(options):
         progress=True,
     )
     _print_shots(accuracies, options.seeds)
-    _write_json(
-        options,
-        {"l2": options.l2, "seeds": options.seeds, "accuracies": accuracies},
-    )
+    if options.json:
+        numbers = {"seeds": options.seeds, "accuracies": accuracies}
+        write_json(options.json, {"l2": options.l2} | numbers)
 
 
-def _print_shots(accuracies, seeds):
+def _print_shots(accuracies: dict[int, list[float]], seeds: list[int]) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -182,9 +261,3 @@ def _print_shots(accuracies, seeds):
         mean = sum(values) / len(values)
         table.add_row(str(shots), *(f"{value:.2%}" for value in (*values, mean)))
     Console().print(table)
-
-
-def _write_json(options, numbers):
-    if options.json:
-        options.json.write_text(json.dumps(numbers, indent=1), encoding="utf-8")
-        print(f"Written: {options.json}")

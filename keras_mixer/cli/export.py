@@ -1,15 +1,69 @@
-"""The commands `export` and `plot`: a model for other runtimes, and in pictures."""
+"""The command `export`: a model for other runtimes."""
 
-import csv
+import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
-from keras_mixer.cli.arguments import add_command, add_model_options, chosen_model
+from keras_mixer.cli.arguments import (
+    add_command,
+    add_data_dir,
+    add_model_options,
+    check_chosen_model,
+    chosen_model,
+    integer,
+)
+from keras_mixer.cli.early_checks import (
+    check_backend,
+    check_data,
+    check_packages,
+    check_writable,
+)
+from keras_mixer.cli.messages import UsageError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from keras_mixer.cli.arguments import Commands
+    from keras_mixer.models import MLPMixer
 
 
-def add(commands):
-    """Add both commands to the command line."""
+class _Format(NamedTuple):
+    """What must be known of a format before Keras is imported."""
+
+    ending: str
+    extra: str
+    packages: tuple[str, ...]
+    backends: tuple[str, ...] = ("tensorflow", "jax", "torch")
+
+
+FORMATS = {
+    "onnx": _Format(".onnx", "export", ("onnx", "onnxruntime")),
+    "openvino": _Format(".xml", "export", ("onnx", "onnxruntime", "openvino")),
+    "tf_saved_model": _Format("", "tensorflow", ("tensorflow",), ("tensorflow", "jax")),
+    "litert": _Format(
+        ".tflite", "export", ("tensorflow", "ai-edge-litert"), ("tensorflow",)
+    ),
+    "torch": _Format(".pt2", "torch", ("torch",), ("torch",)),
+}
+_INT8 = ("onnx", "openvino")
+
+
+def add(commands: "Commands") -> None:
+    """Add the command to the command line."""
     command = add_command(
-        commands, "export", _export, "write a model for another runtime, and check it"
+        commands,
+        "export",
+        _export,
+        "write a model for another runtime, and check it",
+        examples=(
+            "export model.onnx",
+            "export model.tflite --model run/model.keras",
+            "export fast.xml --int8 pictures/train/",
+        ),
+        check=_check,
+        needs_tensorflow=_needs_tensorflow,
+        flags={"path": "TARGET", "name": "--int8", "folder": "--int8"},
     )
     command.add_argument(
         "target",
@@ -19,8 +73,7 @@ def add(commands):
     )
     add_model_options(command)
     command.add_argument(
-        "--format",
-        help="onnx, openvino, tf_saved_model, litert or torch (default: by the ending)",
+        "--format", choices=FORMATS, help="default: by the ending of TARGET"
     )
     command.add_argument("--force", action="store_true", help="replace TARGET")
     group = command.add_argument_group("int8, for .onnx and .xml")
@@ -32,7 +85,7 @@ def add(commands):
     )
     group.add_argument(
         "--count",
-        type=int,
+        type=integer(2),
         default=300,
         metavar="N",
         help="how many images, spread over the folder (default: %(default)s)",
@@ -40,64 +93,75 @@ def add(commands):
     group.add_argument(
         "--split", default="train", help="of the data set (default: %(default)s)"
     )
-    group.add_argument(
-        "--data-dir",
-        metavar="FOLDER",
-        help="where prepared TFDS data sets lie (default: that of TFDS)",
-    )
-
-    command = commands.add_parser(
-        "plot",
-        help="draw what a model learned, or its training",
-        description="Draw what a model learned, or its training.",
-    )
-    pictures = command.add_subparsers(dest="picture", required=True, metavar="PICTURE")
-    picture = add_command(
-        pictures, "filters", _plot_filters, "draw the units of a token-mixing MLP"
-    )
-    _add_picture_options(picture)
-    picture.add_argument(
-        "--block", type=int, default=0, help="number of the block (default: first)"
-    )
-    picture = add_command(
-        pictures, "stem", _plot_stem, "draw the linear embeddings of the patches"
-    )
-    _add_picture_options(picture)
-    picture = add_command(
-        pictures, "curves", _plot_curves, "draw loss and accuracy of trainings"
-    )
-    _add_png(picture)
-    picture.add_argument(
-        "logs",
-        nargs="+",
-        type=Path,
-        metavar="LOG",
-        help="a log.csv of `finetune` or `pretrain`, or of Keras's CSVLogger",
-    )
+    add_data_dir(group)
 
 
-def _add_png(picture):
-    picture.add_argument("target", type=Path, metavar="PNG", help="the file to write")
+def _check(options: argparse.Namespace) -> None:
+    name = _chosen_format(options)
+    chosen = FORMATS[name]
+    if options.int8 is not None and name not in _INT8:
+        raise UsageError(
+            f"--int8 is for .onnx and .xml. Received: the format {name} of "
+            f"{options.target!r}"
+        )
+    backend = check_backend()
+    if backend not in chosen.backends:
+        raise UsageError(
+            f"The backend {backend} cannot write {name}. Set "
+            f"KERAS_BACKEND={chosen.backends[0]}, or choose another ending."
+        )
+    check_packages(f"Writing {name}", chosen.extra, *chosen.packages)
+    check_writable(options.target, "TARGET", folder=not chosen.ending)
+    path = Path(options.target)
+    taken = any(path.iterdir()) if path.is_dir() else path.exists()
+    if taken and not options.force:
+        raise FileExistsError(
+            f"{options.target!r} exists. Choose another name, or replace it with "
+            "--force."
+        )
+    if options.int8 is not None:
+        if Path(options.int8).is_dir():
+            check_packages("Reading pictures", "plot", "pillow")
+        else:
+            check_data(options.int8, flag="--int8", data_dir=options.data_dir)
+    check_chosen_model(options)
 
 
-def _add_picture_options(picture):
-    _add_png(picture)
-    add_model_options(picture)
-    picture.add_argument(
-        "--count", type=int, metavar="N", help="how many units (default: all)"
-    )
+def _chosen_format(options: argparse.Namespace) -> str:
+    """Return the format: the one that is asked for, or that of the ending."""
+    suffix = Path(options.target).suffix
+    if options.format is None:
+        for name, entry in FORMATS.items():
+            if entry.ending == suffix:
+                return name
+        raise UsageError(
+            "TARGET must end in one of .onnx, .xml, .tflite, .pt2, or in nothing for "
+            f"the folder of a SavedModel; or give --format. Received: "
+            f"{options.target!r}"
+        )
+    ending = FORMATS[options.format].ending
+    if ending and ending != suffix:
+        raise UsageError(
+            f"TARGET must end in {ending} for --format {options.format}. "
+            f"Received: {options.target!r}"
+        )
+    return str(options.format)
 
 
-def _export(options):
+def _needs_tensorflow(options: argparse.Namespace) -> bool:
+    tfds = options.int8 is not None and not Path(options.int8).is_dir()
+    return tfds or "tensorflow" in FORMATS[_chosen_format(options)].packages
+
+
+def _export(options: argparse.Namespace) -> None:
     from keras_mixer.export import export
 
     model = chosen_model(options)
-    images = _calibration_images(options, model) if options.int8 else None
     difference = export(
         model,
         options.target,
         format=options.format,
-        calibration_images=images,
+        calibration_images=_calibration_images(options, model),
         overwrite=options.force,
     )
     print(
@@ -106,66 +170,17 @@ def _export(options):
     )
 
 
-def _calibration_images(options, model):
-    from keras_mixer.data import evaluation_batches, open_source
-    from keras_mixer.preprocessing import list_images, preprocess
+def _calibration_images(
+    options: argparse.Namespace, model: "MLPMixer"
+) -> "NDArray[np.float32] | None":
+    from keras_mixer.export import calibration_images
 
-    if options.count < 2:
-        raise ValueError(f"--count must be at least 2. Received: {options.count}")
-    if Path(options.int8).is_dir():
-        files = list_images(options.int8)
-        step = max(1, len(files) // options.count)  # files of a class lie together
-        return preprocess(files[::step][: options.count], model)
-    batches = evaluation_batches(
-        open_source(options.int8, options.split, data_dir=options.data_dir),
-        image_size=model.input_shape[1:3],
-        batch_size=options.count,
-        preprocessing=model.preprocessing,
+    if options.int8 is None:
+        return None
+    return calibration_images(
+        model,
+        options.int8,
+        count=options.count,
+        split=options.split,
+        data_dir=options.data_dir,
     )
-    pixels = next(batches.as_numpy_iterator())[0]
-    if model.config["include_preprocessing"]:
-        return pixels
-    return pixels * model.preprocessing.scale + model.preprocessing.offset
-
-
-def _plot_filters(options):
-    from keras_mixer import visualize
-
-    model = chosen_model(options)
-    _save(
-        visualize.token_mixing_filters(model, options.block, options.count),
-        options.target,
-    )
-
-
-def _plot_stem(options):
-    from keras_mixer import visualize
-
-    _save(visualize.stem_filters(chosen_model(options), options.count), options.target)
-
-
-def _plot_curves(options):
-    from keras_mixer import visualize
-
-    histories = {str(path): _read_log(path) for path in options.logs}
-    _save(visualize.training_curves(histories), options.target)
-
-
-def _read_log(path):
-    """Return `column -> numbers` of a CSV file; what was not measured is NaN."""
-    with open(path, newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    try:
-        return {
-            name: [float(row[name] or "nan") for row in rows]
-            for name in (rows[0] if rows else ())
-        }
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{str(path)!r} is not a log of numbers: {error}") from error
-
-
-def _save(figure, path):
-    from keras_mixer import visualize
-
-    visualize.save(figure, path)
-    print(f"Written: {path}")

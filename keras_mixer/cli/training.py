@@ -1,58 +1,101 @@
 """The commands `finetune` and `pretrain`: data and a model in, a trained model out."""
 
+import argparse
 import math
+from typing import TYPE_CHECKING, Any
 
 from keras_mixer.cli.arguments import (
     add_command,
     add_data_options,
     add_model_options,
+    check_chosen_model,
+    check_source,
     chosen_model,
     opened_source,
+    reads_data,
 )
+from keras_mixer.cli.early_checks import check_packages, check_writable
 from keras_mixer.cli.training_options import (
     add_finetune_options,
     add_pretrain_options,
+    check_run,
     finetune_arguments,
     grid_splits,
     pretrain_arguments,
 )
 
+if TYPE_CHECKING:
+    import keras
 
-def add(commands):
+    from keras_mixer.cli.arguments import Commands
+    from keras_mixer.data import Source
+    from keras_mixer.distribution import SingleDevice
+    from keras_mixer.models import MLPMixer
+
+_DATA_FLAGS = {"name": "--data", "folder": "--data", "name_or_folder": "--data"}
+
+
+def add(commands: "Commands") -> None:
     """Add both commands to the command line."""
     command = add_command(
-        commands, "finetune", _finetune, "fine-tune a model on a data set"
+        commands,
+        "finetune",
+        _finetune,
+        "fine-tune a model on a data set",
+        examples=(
+            "finetune --data cifar10 --output run/",
+            "finetune --data pictures/ --steps 500 --learning-rate 0.01 --output run/",
+            "finetune --data pictures/ --steps 500 --output run/ --resume",
+        ),
+        check=_check,
+        needs_tensorflow=reads_data,
+        flags=_DATA_FLAGS,
     )
     add_model_options(command)
     add_data_options(command, split="train", validation_split="test")
     add_finetune_options(command)
 
     command = add_command(
-        commands, "pretrain", _pretrain, "train a model from random weights"
+        commands,
+        "pretrain",
+        _pretrain,
+        "train a model from random weights",
+        examples=(
+            "pretrain --data imagenet2012 --variant B/16 --output run/",
+            "pretrain --data pictures/ --steps 5000 --batch-size 256 --output run/",
+            "pretrain --data pictures/ --model run/model.keras --steps 5000 \\\n"
+            "      --stochastic-depth 0.2 --output longer/",
+        ),
+        check=_check,
+        needs_tensorflow=reads_data,
+        flags=_DATA_FLAGS,
     )
     add_model_options(command)
-    command.set_defaults(weights="none")
+    command.set_defaults(default_weights="none")
     add_data_options(command, split="train", validation_split="validation")
     add_pretrain_options(command)
 
 
-def _finetune(options):
+def _check(options: argparse.Namespace) -> None:
+    check_run(options)
+    check_writable(options.output, "--output", folder=True)
+    check_source(options)
+    # Of the curves that are drawn at the end.
+    check_packages("Drawing the curves of a run", "plot", "matplotlib")
+    if options.tensorboard:
+        check_packages("--tensorboard", "tensorboard", "tensorboard")
+    check_chosen_model(options)
+
+
+def _finetune(options: argparse.Namespace) -> None:
     from keras_mixer import training
-    from keras_mixer.models import rebuilt, resize
 
     arguments = finetune_arguments(options)
     grid = grid_splits(options) if options.grid is not None else None
     devices, train, validation = _begin(options)
 
-    def build():
-        model = rebuilt(
-            chosen_model(options),
-            labels=train.label_names,
-            classifier_activation=None,
-            dtype=options.dtype,
-        )
-        shape = _image_shape(options, model)
-        return resize(model, shape) if shape != model.input_shape[1:] else model
+    def build() -> "MLPMixer":
+        return _with_new_head(options, chosen_model(options), train.label_names)
 
     with devices.scope():
         if grid:
@@ -80,27 +123,18 @@ def _finetune(options):
     _finish(options, devices, model, history, arguments.get("loss", "softmax"))
 
 
-def _pretrain(options):
+def _pretrain(options: argparse.Namespace) -> None:
     from keras_mixer import training
     from keras_mixer.training import set_head_bias
 
     devices, train, validation = _begin(options)
     of_model, arguments = pretrain_arguments(options, train.num_examples)
     loss = arguments.get("loss", "softmax")
-    if options.image_size:
-        of_model["input_shape"] = (options.image_size, options.image_size, 3)
     with devices.scope():
-        model = chosen_model(
-            options,
-            num_classes=train.num_classes,
-            classifier_activation=None,
-            dtype=options.dtype,
-            **of_model,
-        )
-        if loss == "sigmoid":
+        model = _start_of_pretraining(options, train, of_model)
+        if loss == "sigmoid" and _has_zero_head(model):
             # At the start a class is as probable as it is frequent; -6.9 for 1000.
             set_head_bias(model, -math.log(train.num_classes))
-    model.labels = train.label_names
     history = training.pretrain(
         model,
         train,
@@ -112,7 +146,9 @@ def _pretrain(options):
     _finish(options, devices, model, history, loss)
 
 
-def _begin(options):
+def _begin(
+    options: argparse.Namespace,
+) -> "tuple[SingleDevice, Source, Source | None]":
     """Start the devices and open the data, before anything large is made."""
     import keras
 
@@ -139,14 +175,66 @@ def _begin(options):
     return devices, train, validation
 
 
-def _image_shape(options, model):
+def _with_new_head(
+    options: argparse.Namespace,
+    model: "MLPMixer",
+    labels: tuple[str, ...],
+    **changes: Any,
+) -> "MLPMixer":
+    """Return the model with logits of these classes, and all that the flags change.
+
+    The head is new, that is zero, unless the model has these very classes.
+    """
+    from keras_mixer.models import rebuilt, resize
+
+    model = rebuilt(
+        model,
+        labels=labels,
+        classifier_activation=None,
+        dtype=options.dtype,
+        **changes,
+    )
     _, height, width, channels = model.input_shape
     if options.image_size:
         height = width = options.image_size
-    return height, width, channels
+    shape = (height, width, channels)
+    return resize(model, shape) if shape != model.input_shape[1:] else model
 
 
-def _finish(options, devices, model, history, loss):
+def _start_of_pretraining(
+    options: argparse.Namespace, train: "Source", of_model: dict[str, Any]
+) -> "MLPMixer":
+    """Return the model to begin with: of `--model`, of `--weights`, or a random one."""
+    if options.model:
+        return _with_new_head(
+            options, chosen_model(options), train.label_names, **of_model
+        )
+    if options.image_size:
+        of_model["input_shape"] = (options.image_size, options.image_size, 3)
+    model = chosen_model(
+        options,
+        num_classes=train.num_classes,
+        classifier_activation=None,
+        dtype=options.dtype,
+        **of_model,
+    )
+    model.labels = train.label_names
+    return model
+
+
+def _has_zero_head(model: "MLPMixer") -> bool:
+    from keras import ops
+
+    return not bool(ops.any(ops.not_equal(model.get_layer("head").kernel, 0)))
+
+
+def _finish(
+    options: argparse.Namespace,
+    devices: "SingleDevice",
+    model: "MLPMixer",
+    history: "keras.callbacks.History",
+    loss: str,
+) -> None:
     """Write the trained model and its curves, and say where they are."""
     from keras_mixer import visualize
     from keras_mixer.hub import write_folder, write_model
@@ -180,6 +268,6 @@ def _finish(options, devices, model, history, loss):
         print(f"  {output / name}")
 
 
-def _say(devices, text):
+def _say(devices: "SingleDevice", text: str) -> None:
     if devices.is_chief:
         print(text, flush=True)

@@ -4,9 +4,19 @@ What an option does not give comes from the recipe of the data set, where the pa
 one, and else from the defaults of `training.finetune` and `training.pretrain`.
 """
 
+import argparse
+import re
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from keras_mixer.training import finetune_recipe, pretrain_recipe
+from keras_mixer.cli.arguments import Parser, integer, number
+from keras_mixer.cli.early_checks import check_backend
+from keras_mixer.cli.messages import UsageError
+
+if TYPE_CHECKING:
+    from keras_mixer.cli.arguments import Group
+    from keras_mixer.training import FinetuneRecipe
 
 # The longest warm-up where none is given: the recipes', but no more than a fifth of the
 # run, which is what they give the short ones.
@@ -51,21 +61,31 @@ _FROM_RECIPE = (
     "loss",
 )
 
+# Names of `distribution.start`, by backend.
+_DEVICES = {
+    "tensorflow": r"mirrored|tpu(:.+)?|multiworker",
+    "jax": r"data|model:[1-9]\d*",
+    "torch": r"ddp",
+}
 
-def add_finetune_options(command):
+_RATE = number(0, 1, open_high=True)
+_POSITIVE = number(0, open_low=True)
+
+
+def add_finetune_options(command: Parser) -> None:
     """Add the options of `finetune_arguments`."""
     recipe, rate = _add_recipe_options(command)
     rate.add_argument(
         "--grid",
         nargs="*",
-        type=float,
+        type=_POSITIVE,
         metavar="RATE",
         help="choose the learning rate among these (default: the paper's) on a part of "
         "the training images that is held out, then train on all of them",
     )
     recipe.add_argument(
         "--layer-decay",
-        type=float,
+        type=number(0, 1, open_low=True),
         metavar="FACTOR",
         help="of the learning rate, per block below the head",
     )
@@ -80,120 +100,67 @@ def add_finetune_options(command):
     adapt.add_argument(
         "--lora",
         dest="lora_rank",
-        type=int,
+        type=integer(1),
         metavar="RANK",
         help="train adapters of this rank, and the head",
     )
+    _add_run_options(command)
+    _add_device_options(command)
 
 
-def add_pretrain_options(command):
+def add_pretrain_options(command: Parser) -> None:
     """Add the options of `pretrain_arguments`."""
     recipe, _ = _add_recipe_options(command)
-    recipe.add_argument("--weight-decay", type=float, metavar="DECAY")
+    recipe.add_argument("--weight-decay", type=number(0), metavar="DECAY")
     recipe.add_argument("--schedule", choices=("linear", "cosine"))
-    recipe.add_argument("--dropout", dest="dropout_rate", type=float, metavar="RATE")
+    recipe.add_argument("--dropout", dest="dropout_rate", type=_RATE, metavar="RATE")
     recipe.add_argument(
-        "--stochastic-depth", dest="stochastic_depth_rate", type=float, metavar="RATE"
+        "--stochastic-depth", dest="stochastic_depth_rate", type=_RATE, metavar="RATE"
     )
+    _add_run_options(command)
+    _add_device_options(command)
 
 
-def finetune_arguments(options):
-    """Return the arguments of `training.finetune` that the options give.
-
-    Raises:
-        ValueError: If the steps are neither given nor known.
-    """
-    given = _given(options, (*_PASSED, "train_only", "lora_rank"))
-    if "total_steps" not in given:
-        given["total_steps"] = finetune_recipe(options.data).total_steps
-    return _with_warmup(given, "finetune")
-
-
-def grid_splits(options):
-    """Return the learning rates to choose from, and the two splits to do it on.
-
-    Raises:
-        ValueError: If the rates are neither given nor known, or the split cannot be
-            divided.
-    """
-    try:
-        recipe = finetune_recipe(options.data)
-    except ValueError:
-        if not options.grid:
-            raise
-        recipe = None
-    if recipe and options.split == "train":
-        splits = recipe.train_split, recipe.validation_split
-    elif options.split.isidentifier():
-        splits = f"{options.split}[:90%]", f"{options.split}[90%:]"
-    else:
-        raise ValueError(
-            "--grid holds out a part of --split, which must be a whole split. "
-            f"Received: {options.split!r}"
-        )
-    return options.grid or recipe.base_learning_rates, *splits
-
-
-def pretrain_arguments(options, num_examples):
-    """Return the arguments of the model, and those of `training.pretrain`.
-
-    Raises:
-        ValueError: If the steps are neither given nor known.
-    """
-    model, given = _given(options, _MODEL), _given(options, _PASSED)
-    try:
-        recipe = pretrain_recipe(options.variant, options.data.split(":")[0])
-    except ValueError:
-        if options.total_steps is None:
-            raise
-        return model, _with_warmup(given, "pretrain")
-    model = {name: getattr(recipe, name) for name in _MODEL} | model
-    given = {name: getattr(recipe, name) for name in _FROM_RECIPE} | given
-    steps = round(recipe.epochs * num_examples / given["batch_size"])
-    return model, _with_warmup({"total_steps": steps} | given, "pretrain")
-
-
-def _given(options, names):
-    values = {name: getattr(options, name, None) for name in names}
-    return {name: value for name, value in values.items() if value is not None}
-
-
-def _with_warmup(arguments, command):
-    longest = min(_WARMUP[command], arguments["total_steps"] // 5)
-    return {"warmup_steps": longest} | arguments
-
-
-def _add_recipe_options(command):
+def _add_recipe_options(command: Parser) -> "tuple[Group, Group]":
+    """Add what both recipes have; return the group, and that of the learning rate."""
     recipe = command.add_argument_group(
         "recipe",
         "What is not given is the paper's, for this data set where it has one.",
     )
     rate = recipe.add_mutually_exclusive_group()
     for name, target, kind, help in (
-        ("--steps", "total_steps", int, "optimizer steps, warm-up included"),
-        ("--warmup-steps", None, int, "steps to the peak of the learning rate"),
-        ("--batch-size", None, int, "images of one step, on all devices together"),
-        ("--clip-norm", None, float, "largest global norm of the gradients"),
-        ("--accumulation", "accumulation_steps", int, "batches that make one step"),
-        ("--ema", "ema_momentum", float, "end with averaged weights, of this momentum"),
-        ("--label-smoothing", None, float, "share of the target for all classes"),
-        ("--mixup", None, float, "parameter of mixup's Beta distribution"),
-        ("--image-size", None, int, "edge in pixels (default: that of the model)"),
+        ("--steps", "total_steps", integer(1), "optimizer steps, warm-up included"),
+        ("--warmup-steps", None, integer(0), "steps to the peak of the learning rate"),
+        ("--batch-size", None, integer(1), "images of a step, on all devices together"),
+        ("--clip-norm", None, _POSITIVE, "largest global norm of the gradients"),
+        (
+            "--accumulation",
+            "accumulation_steps",
+            integer(1),
+            "batches that make a step",
+        ),
+        ("--ema", "ema_momentum", _RATE, "end with averaged weights, of this momentum"),
+        ("--label-smoothing", None, _RATE, "share of the target for all classes"),
+        ("--mixup", None, number(0), "parameter of mixup's Beta distribution"),
+        ("--image-size", None, integer(1), "edge in pixels (default: the model's)"),
     ):
         recipe.add_argument(name, dest=target, type=kind, metavar="N", help=help)
     rate.add_argument(
         "--learning-rate",
         dest="base_learning_rate",
-        type=float,
+        type=_POSITIVE,
         metavar="N",
         help="its peak",
     )
     recipe.add_argument("--loss", choices=("softmax", "sigmoid"))
     recipe.add_argument("--crop", choices=("inception", "pad", "none"))
     recipe.add_argument(
-        "--randaugment", nargs=2, type=int, metavar=("LAYERS", "MAGNITUDE")
+        "--randaugment", nargs=2, type=integer(0), metavar=("LAYERS", "MAGNITUDE")
     )
+    return recipe, rate
 
+
+def _add_run_options(command: Parser) -> None:
     run = command.add_argument_group("run")
     run.add_argument(
         "--output",
@@ -207,7 +174,9 @@ def _add_recipe_options(command):
         action="store_true",
         help="go on from the last checkpoint in --output, if any",
     )
-    run.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    run.add_argument(
+        "--seed", type=integer(0, 2**31 - 3), default=0, help="default: %(default)s"
+    )
     run.add_argument(
         "--dtype", metavar="POLICY", help="such as mixed_bfloat16 (default: float32)"
     )
@@ -215,12 +184,17 @@ def _add_recipe_options(command):
         "--remat", action="store_true", help="compute blocks twice, to save memory"
     )
     run.add_argument(
-        "--save-every", type=int, metavar="STEPS", help="between two checkpoints"
+        "--save-every", type=integer(1), metavar="STEPS", help="between two checkpoints"
     )
     run.add_argument(
-        "--validate-every", type=int, metavar="STEPS", help="a multiple of --save-every"
+        "--validate-every",
+        type=integer(1),
+        metavar="STEPS",
+        help="a multiple of --save-every",
     )
-    run.add_argument("--keep", type=int, metavar="N", help="how many checkpoints stay")
+    run.add_argument(
+        "--keep", type=integer(1), metavar="N", help="how many checkpoints stay"
+    )
     run.add_argument(
         "--best",
         dest="use_best",
@@ -230,6 +204,9 @@ def _add_recipe_options(command):
     run.add_argument(
         "--tensorboard", action="store_true", help="write logs for TensorBoard, too"
     )
+
+
+def _add_device_options(command: Parser) -> None:
     devices = command.add_argument_group("devices")
     devices.add_argument(
         "--distribute",
@@ -241,9 +218,142 @@ def _add_recipe_options(command):
         "--coordinator", metavar="ADDRESS:PORT", help="of host 0 (jax)"
     )
     devices.add_argument(
-        "--num-processes", type=int, metavar="N", help="of hosts (jax)"
+        "--num-processes", type=integer(1), metavar="N", help="of hosts (jax)"
     )
     devices.add_argument(
-        "--process-id", type=int, metavar="I", help="of this host (jax)"
+        "--process-id", type=integer(0), metavar="I", help="of this host (jax)"
     )
-    return recipe, rate
+
+
+def check_run(options: argparse.Namespace) -> None:
+    """Raise unless the options of a run fit together, and this backend.
+
+    Raises:
+        UsageError: If they do not.
+        ImportError: If the backend is not installed.
+    """
+    if options.randaugment:
+        layers, magnitude = options.randaugment
+        if layers < 1 or magnitude > 20:
+            raise UsageError(
+                "--randaugment takes at least 1 layer and a magnitude from 0 to 20. "
+                f"Received: {layers} {magnitude}"
+            )
+    save, validate = options.save_every, options.validate_every
+    if save and validate and validate % save:
+        raise UsageError(
+            "--validate-every must be a multiple of --save-every. Received: "
+            f"{validate} and {save}"
+        )
+    if options.use_best and options.validation_split == "none":
+        raise UsageError("--best needs a validation: --validation-split is none.")
+    _check_devices(options, check_backend())
+
+
+def _check_devices(options: argparse.Namespace, backend: str) -> None:
+    name = options.distribute
+    if name is not None and not re.fullmatch(_DEVICES.get(backend, ""), name):
+        raise UsageError(
+            "--distribute must be mirrored, tpu, tpu:NAME or multiworker with "
+            "TensorFlow, data or model:N with JAX, ddp with torch. "
+            f"Received: {name!r} with {backend}"
+        )
+    given = [
+        flag
+        for flag, value in {
+            "--coordinator": options.coordinator,
+            "--num-processes": options.num_processes,
+            "--process-id": options.process_id,
+        }.items()
+        if value is not None
+    ]
+    if given and (backend != "jax" or name is None):
+        raise UsageError(
+            f"{', '.join(given)}: for --distribute data or model:N, with JAX"
+        )
+
+
+def finetune_arguments(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the arguments of `training.finetune` that the options give.
+
+    Raises:
+        UsageError: If the steps are neither given nor known.
+    """
+    given = _given(options, (*_PASSED, "train_only", "lora_rank"))
+    if "total_steps" not in given:
+        given["total_steps"] = _finetune_recipe(options).total_steps
+    return _with_warmup(given, "finetune")
+
+
+def grid_splits(
+    options: argparse.Namespace,
+) -> tuple[Sequence[float], str, str]:
+    """Return the learning rates to choose from, and the two splits to do it on.
+
+    Raises:
+        UsageError: If the rates are neither given nor known, or the split cannot be
+            divided.
+    """
+    recipe = None
+    try:
+        recipe = _finetune_recipe(options)
+    except UsageError:
+        if not options.grid:
+            raise
+    if recipe and options.split == "train":
+        splits = recipe.train_split, recipe.validation_split
+    elif options.split.isidentifier():
+        splits = f"{options.split}[:90%]", f"{options.split}[90%:]"
+    else:
+        raise UsageError(
+            "--grid holds out a part of --split, which must be a whole split. "
+            f"Received: {options.split!r}"
+        )
+    rates = options.grid or (recipe.base_learning_rates if recipe else ())
+    return rates, *splits
+
+
+def _finetune_recipe(options: argparse.Namespace) -> "FinetuneRecipe":
+    from keras_mixer.training import FINETUNE_RECIPES, finetune_recipe
+
+    try:
+        return finetune_recipe(options.data)
+    except ValueError as error:
+        raise UsageError(
+            f"The paper does not fine-tune on {options.data!r}, but on "
+            f"{', '.join(FINETUNE_RECIPES)}. Give --steps, and --learning-rate or "
+            "--grid with rates."
+        ) from error
+
+
+def pretrain_arguments(
+    options: argparse.Namespace, num_examples: int
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the arguments of the model, and those of `training.pretrain`.
+
+    Raises:
+        UsageError: If the steps are neither given nor known.
+    """
+    from keras_mixer.training import pretrain_recipe
+
+    model, given = _given(options, _MODEL), _given(options, _PASSED)
+    try:
+        recipe = pretrain_recipe(options.variant or "Ti/4", options.data.split(":")[0])
+    except ValueError as error:
+        if options.total_steps is None:
+            raise UsageError(f"{error} Give --steps.") from error
+        return model, _with_warmup(given, "pretrain")
+    model = {name: getattr(recipe, name) for name in _MODEL} | model
+    given = {name: getattr(recipe, name) for name in _FROM_RECIPE} | given
+    steps = round(recipe.epochs * num_examples / given["batch_size"])
+    return model, _with_warmup({"total_steps": steps} | given, "pretrain")
+
+
+def _given(options: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]:
+    values = {name: getattr(options, name, None) for name in names}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _with_warmup(arguments: dict[str, Any], command: str) -> dict[str, Any]:
+    longest = min(_WARMUP[command], arguments["total_steps"] // 5)
+    return {"warmup_steps": longest} | arguments

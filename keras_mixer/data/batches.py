@@ -10,7 +10,7 @@ nothing else, so a run can stop anywhere and go on with the same images, on anot
 number of hosts too.
 
 Needs TensorFlow for the pipeline, whatever backend trains: `pip install
-'keras_mixer[data]'`.
+'keras-mixer[data]'`.
 """
 
 from collections.abc import Sequence

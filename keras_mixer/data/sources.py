@@ -2,7 +2,7 @@
 
 Photos are decoded after the examples are shuffled, so that shuffling, skipping and
 caching handle bytes, and cropping can be part of decoding. Needs TensorFlow, whatever
-backend trains: `pip install 'keras_mixer[data]'`.
+backend trains: `pip install 'keras-mixer[data]'`.
 """
 
 import difflib
@@ -176,7 +176,7 @@ def import_tfds():
     except ImportError as error:
         raise ImportError(
             "Reading TFDS data sets and splits needs tensorflow-datasets: "
-            "pip install 'keras_mixer[data]'"
+            "pip install 'keras-mixer[data]'"
         ) from error
     return tfds
 

@@ -51,7 +51,7 @@ class MLPMixer(keras.Model):
     """
 
     preprocessing = Preprocessing()
-    labels = None
+    labels: tuple[str, ...] | None = None
 
     @property
     def blocks(self):
@@ -73,9 +73,7 @@ class MLPMixer(keras.Model):
             "input_shape": tuple(self.input_shape[1:]),
             "num_classes": head.units if head else 0,
             "approximate_gelu": block.approximate_gelu,
-            "classifier_activation": (
-                keras.activations.serialize(head.activation) if head else None
-            ),
+            "classifier_activation": _serialized(head.activation) if head else None,
             "include_preprocessing": "normalization" in nodes,
             "dropout_rate": block.dropout_rate,
             "stochastic_depth_rate": block.stochastic_depth_rate,
@@ -120,6 +118,20 @@ class MLPMixer(keras.Model):
         model.preprocessing = preprocessing
         model.labels = tuple(labels) if labels else None
         return model
+
+
+def _serialized(activation):
+    """Return what `keras.activations.get` takes.
+
+    Keras's own `serialize` imports TensorFlow, on any backend, to look for its types.
+    """
+    name = getattr(activation, "__name__", None)
+    try:
+        if keras.activations.get(name) is activation:
+            return name
+    except (TypeError, ValueError):  # a function of the user's
+        pass
+    return keras.activations.serialize(activation)
 
 
 def mlp_mixer(

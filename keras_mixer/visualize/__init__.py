@@ -14,6 +14,7 @@ from keras_mixer.visualize.filters import (
     stem_filters,
     token_mixing_filters,
 )
+from keras_mixer.visualize.logs import read_log
 from keras_mixer.visualize.predictions import predictions
 from keras_mixer.visualize.similar import Similar, similar, similar_figure
 
@@ -25,6 +26,7 @@ __all__ = [
     "new_figure",
     "pair_by_frequency",
     "predictions",
+    "read_log",
     "save",
     "similar",
     "similar_figure",

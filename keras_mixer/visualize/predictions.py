@@ -11,7 +11,7 @@ from keras_mixer.checks import check_dim
 from keras_mixer.labels import Prediction, decode_predictions
 from keras_mixer.labels import label_names as named_labels
 from keras_mixer.visualize.figure import new_figure, to_float, to_picture
-from keras_mixer.visualize.names import readable, text_style
+from keras_mixer.visualize.names import readable, short_name, text_style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,6 +31,7 @@ def predictions(
     true_labels: Sequence[int | str] | None = None,
     top: int = 3,
     columns: int = 3,
+    titles: Sequence[str] | None = None,
 ) -> "Figure":
     """Draw pictures with bars of their most probable classes.
 
@@ -47,10 +48,12 @@ def predictions(
         true_labels: The true class of each image, as a number or a name.
         top: Number of classes to draw. Positive.
         columns: Number of pictures side by side. Positive.
+        titles: What to write above each picture that has no true class, such as the
+            names of the files.
 
     Raises:
-        ValueError: If the numbers of images, predictions and labels differ, or the
-            scores are not probabilities.
+        ValueError: If the numbers of images, predictions, labels and titles differ, or
+            the scores are not probabilities.
         ImportError: If matplotlib is not installed.
     """
     top, columns = check_dim("top", top), check_dim("columns", columns)
@@ -63,6 +66,11 @@ def predictions(
         raise ValueError(
             "`images`, `scores_or_predictions` and `true_labels` must have one entry "
             f"per picture. Received: {len(pictures)}, {len(ranked)} and {len(truths)}"
+        )
+    if titles is not None and len(titles) != len(pictures):
+        raise ValueError(
+            "`titles` must have one entry per picture. Received: "
+            f"{len(titles)} titles, {len(pictures)} pictures"
         )
     columns = min(columns, len(pictures))
     rows = math.ceil(len(pictures) / columns)
@@ -78,6 +86,8 @@ def predictions(
     ):
         row, column = divmod(i, columns)
         _draw_picture(axes[2 * row, column], image, classes, truth)
+        if titles is not None and truth is None:
+            _write_title(axes[2 * row, column], titles[i])
         _draw_bars(axes[2 * row + 1, column], classes, truth)
     return figure
 
@@ -138,6 +148,12 @@ def _draw_picture(
         colour = _RIGHT if truth[0] in classes[0][:2] else _WRONG
         title = f"true: {readable(truth[1], truth[0])}"
         axes.set_title(title, fontsize=10, color=colour, **text_style(title))
+
+
+def _write_title(axes: "Axes", title: str) -> None:
+    """Write a title of which the end remains, since that of a path tells more."""
+    short = short_name(title[::-1], 36)[::-1]
+    axes.set_title(short, fontsize=9, **text_style(short))
 
 
 def _draw_bars(

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from keras_mixer import benchmark
+import keras_mixer
 from keras_mixer.benchmark import measure
 from keras_mixer.cli.main import main
 
@@ -36,16 +36,16 @@ def test_its_options_reach_the_measurement(monkeypatch, capsys):
 
     def run(cases, **arguments):
         asked.update(arguments, cases=cases)
-        return benchmark.Report({"backend": "none"}, ())
+        return measure.Report({"backend": "none"}, ())
 
-    monkeypatch.setattr(benchmark, "run", run)
+    monkeypatch.setattr(keras_mixer.benchmark, "run", run)
     options = "--train --loop --layers --weights gsam --dtypes float32 mixed_bfloat16"
     options += " --variants B/16 S/16 --batch-sizes 4 --rounds 7"
     assert main(["benchmark", *options.split()]) == 0
     cases = asked.pop("cases")
     assert asked == {"weights": "gsam", "rounds": 7, "loop": True, "layers": True}
     assert len(cases) == len(set(cases)) == 8
-    assert benchmark.Case("S/16", 4, None, "mixed_bfloat16", True) in cases
+    assert measure.Case("S/16", 4, None, "mixed_bfloat16", True) in cases
 
 
 def test_by_default_models_are_random_and_not_trained(monkeypatch, capsys):
@@ -53,16 +53,38 @@ def test_by_default_models_are_random_and_not_trained(monkeypatch, capsys):
 
     def run(cases, **arguments):
         asked.update(arguments, cases=cases)
-        return benchmark.Report({}, ())
+        return measure.Report({}, ())
 
-    monkeypatch.setattr(benchmark, "run", run)
+    monkeypatch.setattr(keras_mixer.benchmark, "run", run)
     assert main(["benchmark"]) == 0
-    assert asked["cases"] == [benchmark.Case("B/16", 1), benchmark.Case("B/16", 16)]
+    assert asked["cases"] == [measure.Case("B/16", 1), measure.Case("B/16", 16)]
     assert asked["weights"] is None
 
 
-def test_a_wrong_variant_is_one_sentence(capsys):
-    assert main(["benchmark", "--variants", "XL/4"]) == 1
-    err = capsys.readouterr().err
-    assert err.startswith("keras-mixer benchmark: `variant` must be one of Ti/4")
-    assert len(err.splitlines()) == 1
+def test_tpu_compile_asks_for_one_step(monkeypatch, capsys):
+    from keras_mixer.benchmark import tpu_compile
+    from keras_mixer.cli import benchmark
+
+    asked = []
+    monkeypatch.setattr(benchmark, "check_backend", lambda *names: asked.append(names))
+    monkeypatch.setattr(benchmark, "check_packages", lambda *names: None)
+    found = tpu_compile.Compiled(64, 4, 3 * 2**30, 2**20, 2**21, 1.5e12, 7)
+    monkeypatch.setattr(
+        tpu_compile,
+        "compile_for_slice",
+        lambda *arguments: asked.append(arguments) or found,
+    )
+    options = "--variant S/16 --topology v5e:16x16 --batch 64 --model-devices 2"
+    options += " --image-size 32 --classes 10 --dtype float32 --remat"
+    options += " --optimizer pretrain"
+    assert main(["tpu-compile", *options.split()]) == 0
+    step = tpu_compile.SliceStep(
+        "S/16", "v5e:16x16", 2, 32, 10, "float32", True, "pretrain"
+    )
+    assert asked == [("jax",), (step, 64)]
+    assert capsys.readouterr().out == f"{tpu_compile.table(step, found)}\n"
+    # Nothing fits: that is no success.
+    found = None
+    assert main(["tpu-compile", "--batch", "largest"]) == 1
+    assert asked[-1] == (tpu_compile.SliceStep(), None)
+    assert "does not fit" in capsys.readouterr().out

@@ -16,7 +16,8 @@ from hosts import TWO_HOSTS, environment, free_ports
 from left_by_runs import assert_same, last_step
 
 import keras_mixer
-from keras_mixer.cli.main import main
+from keras_mixer.cli.main import main, parser
+from keras_mixer.cli.messages import UsageError
 from keras_mixer.cli.training_options import finetune_arguments, pretrain_arguments
 from keras_mixer.training.run_checkpoints import Checkpoints
 
@@ -124,6 +125,37 @@ def test_pretrain_draws_a_model(pictures, tmp_path, capsys):
     assert model.config["stochastic_depth_rate"] == 0
 
 
+def test_pretrain_goes_on_from_a_model_that_the_flags_change(
+    pictures, start, tmp_path, monkeypatch
+):
+    seen = []
+
+    def pretrain(model, train, validation, **arguments):
+        seen.append((model, arguments))
+        raise ValueError("far enough")
+
+    monkeypatch.setattr("keras_mixer.training.pretrain", pretrain)
+    arguments = ["pretrain", "--data", str(pictures), "--model", str(start)]
+    arguments += ["--validation-split", "test", "--steps", "2", "--loss", "sigmoid"]
+    arguments += ["--dtype", "mixed_bfloat16", "--stochastic-depth", "0.2"]
+    arguments += ["--dropout", "0.1", "--image-size", "32"]
+    assert main([*arguments, "--output", str(tmp_path / "run")]) == 1
+    ((model, _),) = seen
+    assert model.blocks[0].compute_dtype == "bfloat16"
+    config = model.config
+    assert (config["stochastic_depth_rate"], config["dropout_rate"]) == (0.2, 0.1)
+    assert config["input_shape"] == (32, 32, 3)
+    assert config["classifier_activation"] == "linear"
+    assert model.labels == ("bright", "dark")
+    # The body is that of the model, the head is new.
+    old = keras.saving.load_model(start).get_layer("stem").weights[0]
+    new = model.get_layer("stem").weights[0]
+    for one, other in zip(*map(keras.ops.convert_to_numpy, (old, new)), strict=True):
+        np.testing.assert_array_equal(one, other)
+    bias = keras.ops.convert_to_numpy(model.get_layer("head").bias)
+    np.testing.assert_allclose(bias, -np.log(2), rtol=1e-6)
+
+
 def test_a_diverging_run_is_one_sentence_and_a_status(
     pictures, start, tmp_path, capsys
 ):
@@ -168,9 +200,7 @@ def test_a_damaged_picture_is_named_or_skipped(pictures, start, tmp_path, capsys
 
 def options(command, *arguments):
     """The parsed options of a command."""
-    from keras_mixer.cli.main import _parser
-
-    return _parser().parse_args([command, "--output", "run", *arguments])
+    return parser().parse_args([command, "--output", "run", *arguments])
 
 
 def test_what_is_not_given_is_the_papers():
@@ -191,7 +221,7 @@ def test_what_is_not_given_is_the_papers():
     )
     assert (arguments["mixup"], arguments["total_steps"]) == (0, 50)
     assert arguments["warmup_steps"] == 10
-    with pytest.raises(ValueError, match="Give the steps"):
+    with pytest.raises(UsageError, match="Give --steps"):
         finetune_arguments(options("finetune", "--data", "a_folder"))
 
 

@@ -1,0 +1,290 @@
+"""The commands `convert`, `verify` and `publish`: a model in another place."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from keras_mixer.cli.arguments import (
+    add_command,
+    add_labels,
+    integer,
+    number,
+    read_labels,
+)
+from keras_mixer.cli.early_checks import (
+    check_backend,
+    check_file,
+    check_model_source,
+    check_repository,
+    check_writable,
+)
+from keras_mixer.cli.messages import UsageError
+
+if TYPE_CHECKING:
+    from keras_mixer.cli.arguments import Commands, Group
+    from keras_mixer.models import MLPMixer
+
+_SOURCE = (
+    "an official .npz, a timm .safetensors, a .weights.h5, a .keras, a folder of a "
+    "published model, or hf://owner/name[@revision]"
+)
+_FILES = (".npz", ".weights.h5", ".keras")
+# Of files that nobody would expect to become a folder.
+_NOT_WRITTEN = (".safetensors", ".h5", ".npy", ".onnx", ".pt", ".pth")
+
+
+def add(commands: "Commands") -> None:
+    """Add the three commands to the command line."""
+    _add_convert(commands)
+    _add_verify(commands)
+    _add_publish(commands)
+
+
+def _add_convert(commands: "Commands") -> None:
+    command = add_command(
+        commands,
+        "convert",
+        _convert,
+        "write a model or weights in another format",
+        examples=(
+            "convert Mixer-B_16.npz mixer-b16/",
+            "convert model.safetensors model.keras --exact-gelu --value-range 0 1",
+            "convert hf://owner/name Mixer-B_16.npz",
+        ),
+        check=_check_convert,
+        flags={"source": "SOURCE", "target": "TARGET"},
+    )
+    command.add_argument("source", metavar="SOURCE", help=_SOURCE)
+    command.add_argument(
+        "target",
+        metavar="TARGET",
+        help="an official .npz, a .weights.h5, a .keras, or else a folder",
+    )
+    _add_overrides(command)
+    add_labels(command)
+    command.add_argument("--force", action="store_true", help="replace TARGET")
+
+
+def _add_verify(commands: "Commands") -> None:
+    command = add_command(
+        commands,
+        "verify",
+        _verify,
+        "check a model against the paper, in NumPy",
+        examples=(
+            "verify Mixer-B_16.npz",
+            "verify mixer-b16/ --same-as Mixer-B_16.npz",
+        ),
+        check=_check_verify,
+        flags={"source": "SOURCE"},
+    )
+    command.add_argument("sources", nargs="+", metavar="SOURCE", help=_SOURCE)
+    _add_overrides(command)
+    command.add_argument(
+        "--same-as",
+        metavar="FILE",
+        help="a weight file whose arrays must be there, bit for bit",
+    )
+
+
+def _add_publish(commands: "Commands") -> None:
+    command = add_command(
+        commands,
+        "publish",
+        _publish,
+        "verify a model and put it on the Hugging Face Hub",
+        examples=(
+            "publish mixer-b16/ owner/name",
+            "publish run/model.keras owner/name --dataset cifar10 --private",
+            "publish run/model.keras owner/name --dry-run folder/",
+        ),
+        check=_check_publish,
+        flags={"source": "SOURCE", "repo_id": "OWNER/NAME"},
+    )
+    command.add_argument("source", metavar="SOURCE", help=_SOURCE)
+    command.add_argument("repository", metavar="OWNER/NAME", help="made if missing")
+    _add_overrides(command)
+    add_labels(command)
+    command.add_argument(
+        "--private", action="store_true", help="only the owner can see it"
+    )
+    command.add_argument("--tag", help='a tag for the commit, such as "v1.0"')
+    command.add_argument("--message", help="of the commit")
+    command.add_argument(
+        "--licence", default="apache-2.0", help="of the weights (default: %(default)s)"
+    )
+    command.add_argument(
+        "--dataset",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="what it was trained on, by its name on the Hub; may be repeated",
+    )
+    command.add_argument(
+        "--dry-run", metavar="FOLDER", help="write the files there, send nothing"
+    )
+
+
+def _add_overrides(command: "Group") -> None:
+    """Add what a file of weights alone does not say of its model."""
+    group = command.add_argument_group("what a file of weights alone does not say")
+    group.add_argument(
+        "--input-shape",
+        nargs=3,
+        type=integer(1),
+        metavar=("H", "W", "C"),
+        help="of the images (default: square)",
+    )
+    gelu = group.add_mutually_exclusive_group()
+    gelu.add_argument(
+        "--exact-gelu",
+        dest="approximate_gelu",
+        action="store_false",
+        default=None,
+        help="of models trained in PyTorch (default for .safetensors)",
+    )
+    gelu.add_argument(
+        "--tanh-gelu",
+        dest="approximate_gelu",
+        action="store_true",
+        default=None,
+        help="of the official code (default for the others)",
+    )
+    group.add_argument(
+        "--value-range",
+        nargs=2,
+        type=number(),
+        metavar=("LO", "HI"),
+        help="what the pixel values 0 and 255 become (default: -1 1)",
+    )
+
+
+def _overrides(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the arguments of `read_model` that the options give."""
+    return {
+        "input_shape": options.input_shape and tuple(options.input_shape),
+        "approximate_gelu": options.approximate_gelu,
+        "value_range": options.value_range and tuple(options.value_range),
+    }
+
+
+def _as_options(overrides: dict[str, Any]) -> str:
+    """Return arguments of `read_model` as the words that give them."""
+    words = []
+    for name, value in overrides.items():
+        if name == "approximate_gelu":
+            words.append("--tanh-gelu" if value else "--exact-gelu")
+        else:
+            numbers = [f"{each:g}" for each in value]
+            words += [f"--{name.replace('_', '-')}", *numbers]
+    return " ".join(words)
+
+
+def _check_read(options: argparse.Namespace, source: str) -> None:
+    check_model_source(source, "SOURCE")
+    if options.value_range and not options.value_range[0] < options.value_range[1]:
+        raise UsageError(
+            "--value-range must be two numbers, the lower one first. Received: "
+            + " ".join(f"{value:g}" for value in options.value_range)
+        )
+    if getattr(options, "labels", None):
+        check_file(options.labels, "--labels")
+
+
+def _check_convert(options: argparse.Namespace) -> None:
+    target, path = options.target, Path(options.target)
+    if target.endswith(_NOT_WRITTEN) and not target.endswith(_FILES):
+        raise UsageError(
+            "TARGET must end in .npz, .weights.h5 or .keras, or be a folder. "
+            f"Received: {target!r}"
+        )
+    check_writable(target, "TARGET", folder=not target.endswith(_FILES))
+    taken = any(path.iterdir()) if path.is_dir() else path.exists()
+    if taken and not options.force:
+        raise FileExistsError(
+            f"{target!r} exists. Choose another name, or replace it with --force."
+        )
+    _check_read(options, options.source)
+    check_backend()
+
+
+def _check_verify(options: argparse.Namespace) -> None:
+    for source in options.sources:
+        _check_read(options, source)
+    if options.same_as:
+        check_file(options.same_as, "--same-as")
+    check_backend()
+
+
+def _check_publish(options: argparse.Namespace) -> None:
+    check_repository(options.repository)
+    if options.dry_run is not None:
+        check_writable(options.dry_run, "--dry-run", folder=True)
+    _check_read(options, options.source)
+    check_backend()
+    if options.dry_run is None:
+        _check_token()
+
+
+def _check_token() -> None:
+    from huggingface_hub import get_token
+
+    if not get_token():
+        raise PermissionError(
+            "Publishing needs a token of the Hub with the right to write. Log in with "
+            "`hf auth login`, or set HF_TOKEN. (--dry-run FOLDER needs none.)"
+        )
+
+
+def _convert(options: argparse.Namespace) -> None:
+    from keras_mixer.hub import check_target, reading_arguments, write_model
+
+    check_target(options.target, overwrite=options.force)
+    model = _read_source(options)
+    write_model(model, options.target, overwrite=options.force)
+    print(f"Written: {options.target}")
+    if overrides := reading_arguments(model, options.target):
+        print(f"It holds weights alone: read it with {_as_options(overrides)}")
+
+
+def _read_source(options: argparse.Namespace) -> "MLPMixer":
+    from keras_mixer.hub import read_model
+
+    model = read_model(options.source, **_overrides(options))
+    model.labels = read_labels(options, model)
+    return model
+
+
+def _verify(options: argparse.Namespace) -> None:
+    from keras_mixer.hub import verify
+
+    for i, source in enumerate(options.sources):
+        report = verify(source, same_as=options.same_as, **_overrides(options))
+        print(f"\n{report}" if i else report)
+
+
+def _publish(options: argparse.Namespace) -> None:
+    from keras_mixer.hub import push_to_hub, verify, write_folder
+
+    model = _read_source(options)
+    print(verify(model))
+    facts: dict[str, Any] = {
+        "licence": options.licence,
+        "datasets": options.dataset,
+        "provenance": {
+            "verification": "`keras-mixer verify`, against NumPy in float64"
+        },
+    }
+    if options.dry_run:
+        write_folder(model, options.dry_run, repo_id=options.repository, **facts)
+        print(f"Written, nothing sent: {options.dry_run}")
+        return
+    commit = push_to_hub(
+        model,
+        options.repository,
+        private=options.private or None,
+        tag=options.tag,
+        commit_message=options.message,
+        **facts,
+    )
+    print(f"Published: hf://{options.repository}@{commit}")

@@ -1,0 +1,127 @@
+"""A start in no time: what is loaded, and how long it takes, before a command runs."""
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+
+import pytest
+
+from keras_mixer.cli.main import parser
+
+pytestmark = pytest.mark.backend_free
+
+HEAVY = ("jax", "keras", "numpy", "tensorflow", "torch")
+
+
+def commands(new=None):
+    """All commands with their subcommands, as words."""
+    for action in (new or parser())._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for name, command in action.choices.items():
+                yield (name,)
+                yield from ((name, *more) for more in commands(command))
+
+
+COMMANDS = [words for words in commands()]
+
+
+def python(code, *arguments, **environment):
+    """Run code in a new process; return its output and the seconds it computed."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+    result = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | environment,
+    )
+    seconds = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before
+    assert result.returncode == 0, result.stderr
+    return result.stdout, seconds
+
+
+_LOADED = """
+import contextlib, io, json, sys
+from keras_mixer.cli import main
+for arguments in json.loads(sys.argv[1]):
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        with contextlib.redirect_stderr(out), contextlib.suppress(SystemExit):
+            main(arguments)
+    assert out.getvalue(), arguments
+print(*sorted(set(json.loads(sys.argv[2])) & set(sys.modules)))
+"""
+
+
+def loaded_by(*calls):
+    out, _ = python(_LOADED, json.dumps(calls), json.dumps(HEAVY))
+    return set(out.split())
+
+
+def test_there_are_all_commands():
+    names = {" ".join(words) for words in COMMANDS}
+    assert names == {
+        *("models", "predict", "finetune", "pretrain", "evaluate", "fewshot"),
+        *("export", "plot", "plot filters", "plot stem", "plot curves"),
+        *("benchmark", "tpu-compile", "convert", "verify", "publish", "demo"),
+    }
+
+
+def test_help_version_and_wrong_words_load_nothing_heavy():
+    helps = [[*words, "--help"] for words in COMMANDS]
+    wrong = [["pretict"], ["predict"], ["finetune", "--steps", "0"], ["--nonsense"]]
+    assert loaded_by(["--help"], ["--version"], *helps, *wrong) == set()
+
+
+def test_missing_files_and_wrong_names_load_no_backend():
+    loaded = loaded_by(
+        ["predict", "absent.png"],
+        ["predict", "https://example.org/photo.jpg"],
+        ["convert", "absent.npz", "new.keras"],
+        ["publish", "absent.npz", "no-slash"],
+        ["evaluate", "--data", "./absent"],
+        ["finetune", "--data", "cifar10", "--output", "/dev/null/run"],
+        ["plot", "curves", "new.png", "absent.csv"],
+        ["predict", ".", "--variant", "B/17"],
+    )
+    assert loaded <= {"numpy"}
+
+
+@pytest.mark.parametrize(
+    ("words", "limit"),
+    [(["--help"], 0.4), (["predict", "absent.png"], 0.4)],
+)
+def test_the_answer_is_there_at_once(words, limit):
+    code = "import sys; from keras_mixer.cli import main; main(sys.argv[1:])"
+    seconds = min(python(code, *words)[1] for _ in range(2))
+    assert seconds < 2 * limit  # the machine may be busy
+
+
+@pytest.mark.parametrize("words", [(), *COMMANDS], ids=" ".join)
+def test_every_help_ends_with_examples_and_exit_statuses(words, capsys):
+    with pytest.raises(SystemExit) as stop:
+        parser().parse_args([*words, "--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    assert text.startswith("usage: keras-mixer")
+    _, examples = text.split("\nexamples:\n")
+    *lines, empty, status = examples.rstrip("\n").split("\n")
+    assert status == (
+        "exit status: 0 done, 1 failed or partly failed, 2 wrong usage, 130 interrupted"
+    )
+    name = " ".join(["keras-mixer", *words])
+    calls = [line for line in lines if line.startswith(f"  {name}")]
+    assert 2 <= len(calls) <= 3 and not empty
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_examples_are_right_calls(words, capsys):
+    with pytest.raises(SystemExit):
+        parser().parse_args([*words, "--help"])
+    text = capsys.readouterr().out.split("\nexamples:\n")[1].replace("\\\n", " ")
+    for line in text.split("\n"):
+        if line.startswith("  keras-mixer"):
+            call = line.split("<")[0].split(">")[0].split()[1:]
+            parser().parse_args(call)
