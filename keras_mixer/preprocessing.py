@@ -8,16 +8,20 @@ Source: paper, appendix C; `big_vision/pp/ops_image.py` of google-research/big_v
 """
 
 import os
+import warnings
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from numbers import Real
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 TRANSFORMS = ("resize_crop", "resmall_crop", "resize")
 INTERPOLATIONS = ("bilinear", "area")
 
-_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 # What a file becomes for a model of so many channels.
 _PIL_MODES = {1: "L", 3: "RGB"}
 
@@ -107,7 +111,9 @@ def preprocess(images, model_or_checkpoint):
             array `(height, width)`, `(height, width, channels)` or
             `(batch, height, width, channels)`, or a list of files, PIL images and
             arrays of any sizes. Values in [0, 255]. Grey images become RGB for a model
-            of 3 channels; files are turned upright and lose their alpha channel.
+            of 3 channels. Files are turned upright and lose their alpha channel: what
+            is transparent keeps the colour below it, so that a black drawing on a
+            transparent ground is all black. Of 16 bits the upper eight count.
         model_or_checkpoint: A Keras model or a checkpoint's record.
 
     Returns:
@@ -129,32 +135,79 @@ def preprocess(images, model_or_checkpoint):
     return pixels * record.scale + record.offset if normalize else pixels
 
 
-def list_images(folder):
+def printable(path: str | bytes | os.PathLike) -> str:
+    r"""Return a path as text that any terminal and any log takes.
+
+    Bytes that are not UTF-8 and control characters become escapes: `caf\xe9.jpg`.
+    """
+    text = os.fsencode(path).decode("utf-8", "backslashreplace")
+    return "".join(
+        letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text
+    )
+
+
+def list_images(folder: str | os.PathLike) -> list[Path]:
     """Return the paths of all image files in `folder` and the folders below, sorted.
 
     Files count by their suffix: bmp, gif, jpeg, jpg, png, tif, tiff, webp. Hidden files
-    are left out.
+    are left out. So are files without a suffix, broken links and linked folders; one
+    warning counts them, because a person may miss them.
 
     Raises:
         FileNotFoundError: If `folder` does not exist.
         ValueError: If it is not a folder or has no images.
     """
-    folder = _existing(folder)
-    if not folder.is_dir():
-        raise ValueError(f"`folder` must be a folder. Received: {str(folder)!r}")
-    paths = sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in _SUFFIXES
-        and not path.name.startswith(".")
-        and path.is_file()
-    )
+    root = _existing(folder)
+    if not root.is_dir():
+        raise ValueError(f"`folder` must be a folder. Received: {printable(root)!r}")
+    left_out: dict[str, list[str]] = {}
+    paths = sorted(Path(path) for path in walk_images(str(root), left_out))
+    warn_of_left_out(root, left_out)
     if not paths:
         raise ValueError(
-            f"`folder` has no images ({', '.join(_SUFFIXES)}). "
-            f"Received: {str(folder)!r}"
+            f"`folder` has no images ({', '.join(SUFFIXES)}). "
+            f"Received: {printable(root)!r}"
         )
     return paths
+
+
+def walk_images(folder: str, left_out: dict[str, list[str]]) -> Iterator[str]:
+    """Yield the image files in `folder` and below, in no order.
+
+    Args:
+        folder: Path of the folder.
+        left_out: Takes the paths that a person may miss, by the reason.
+    """
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            name = entry.name
+            if name.startswith("."):
+                continue
+            if entry.is_dir():
+                if entry.is_symlink():  # may be a circle
+                    left_out.setdefault("linked folder(s)", []).append(entry.path)
+                else:
+                    yield from walk_images(entry.path, left_out)
+            elif entry.is_symlink() and not os.path.exists(entry.path):
+                left_out.setdefault("broken link(s)", []).append(entry.path)
+            elif name.lower().endswith(SUFFIXES) and entry.is_file():
+                yield entry.path
+            elif "." not in name:
+                left_out.setdefault("file(s) without a suffix", []).append(entry.path)
+
+
+def warn_of_left_out(folder: str | os.PathLike, left_out: dict[str, list[str]]) -> None:
+    """Say, once, what `walk_images` left out of `folder`."""
+    if not left_out:
+        return
+    kinds = [
+        f"{len(paths)} {reason}, {printable(os.path.relpath(min(paths), folder))}"
+        for reason, paths in left_out.items()
+    ]
+    warnings.warn(
+        f"Not used as images in {printable(folder)!r}: {'; '.join(kinds)}.",
+        stacklevel=3,
+    )
 
 
 def _target(model_or_checkpoint):
@@ -249,8 +302,13 @@ def _to_array(image, channels):
     return image
 
 
-def decode_image(image, channels=3):
+def decode_image(image: Any, channels: int = 3) -> NDArray[np.uint8]:
     """Return a file or a PIL image as pixels, upright and without alpha channel.
+
+    The orientation is that of the EXIF or XMP data, wherever in the file they are. Of
+    16 bits per channel the upper eight count. What is transparent keeps the colour that
+    lies below, as in the official code: a black drawing on a transparent ground is all
+    black.
 
     Args:
         image: Path to an image file, or a PIL image.
@@ -261,7 +319,7 @@ def decode_image(image, channels=3):
 
     Raises:
         ImportError: If Pillow is not installed.
-        ValueError: If it cannot be decoded, or has more than 8 bits per channel.
+        ValueError: If it cannot be decoded, or has more than 16 bits per channel.
     """
     try:
         from PIL import Image, ImageOps
@@ -270,31 +328,47 @@ def decode_image(image, channels=3):
             "Reading image files needs Pillow: pip install 'keras-mixer[plot]'"
         ) from error
 
+    source = image if _is_pil(image) else printable(image)
     if channels not in _PIL_MODES:
         raise ValueError(
             f"`images` must be arrays for a model of {channels} channels. "
-            f"Received: {image}"
+            f"Received: {source}"
         )
-    source = image
     try:
         if not _is_pil(image):
             with Image.open(image) as image:
                 image.load()
-        image = ImageOps.exif_transpose(image)
-    except (OSError, SyntaxError) as error:  # Pillow's own for broken files
+        file_format = image.format
+        image = _eight_bits(ImageOps.exif_transpose(image), file_format)
+        if image is not None:
+            if image.mode == "P":  # the direct way warns about palettes with alpha
+                image = image.convert("RGBA")
+            return np.asarray(image.convert(_PIL_MODES[channels]))
+    except MemoryError:  # says nothing about the file
+        raise
+    except Exception as error:  # each of Pillow's readers has its own
+        reason = printable(str(error)) or type(error).__name__
         raise ValueError(
             f"`images` must be image files. Received: {source}, which cannot be read "
-            f"({error})"
+            f"({reason})"
         ) from error
-    if image.mode.startswith(("I", "F")):
-        raise ValueError(
-            "`images` must have 8 bits per channel. Received: "
-            f"{source} of mode {image.mode!r}, which Pillow would cut off at 255. "
-            "Pass an array scaled to [0, 255]."
-        )
-    if image.mode == "P":  # the direct way warns about palettes with an alpha channel
-        image = image.convert("RGBA")
-    return np.asarray(image.convert(_PIL_MODES[channels]))
+    raise ValueError(
+        "`images` must have 8 or 16 bits per channel. Received: "
+        f"{source}, whose values Pillow would cut off at 255. "
+        "Pass an array scaled to [0, 255]."
+    )
+
+
+def _eight_bits(image: Any, file_format: str | None) -> Any:
+    """Return a PIL image without the lower eight of 16 bits; of more bits, `None`."""
+    from PIL import Image
+
+    # Pillow 10 reads some files of 16 bits as 32.
+    if image.mode.startswith("I;16") or (
+        image.mode == "I" and file_format in ("PNG", "PPM")
+    ):
+        return Image.fromarray((np.asarray(image) >> 8).astype("uint8"))
+    return None if image.mode.startswith(("I", "F")) else image
 
 
 def _fit(image, size, record):

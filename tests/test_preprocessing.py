@@ -488,10 +488,62 @@ def test_files_that_are_no_images_are_named(tmp_path):
         preprocess([tmp_path], plain())  # a folder in a list
 
 
-def test_sixteen_bit_files_are_refused(tmp_path):
-    path = save(tmp_path / "a.png", np.full((4, 4), 40_000, "uint16"))
-    with pytest.raises(ValueError, match=r"8 bits per channel.*a\.png of mode 'I"):
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_of_sixteen_bits_the_upper_eight_count(tmp_path, suffix):
+    deep = np.arange(16, dtype="uint16").reshape(4, 4) * 4099
+    path = save(tmp_path / f"a.{suffix}", deep)
+    result = preprocess(path, plain())[0]
+    assert_array_equal(result, np.stack([deep >> 8] * 3, -1))
+
+
+def test_sixteen_bits_that_pillow_reads_as_thirty_two_are_the_same(tmp_path):
+    """As Pillow 10 does with PNGs."""
+    Image = pytest.importorskip("PIL.Image")
+    deep = np.arange(16, dtype="int32").reshape(4, 4) * 4099
+    image = Image.fromarray(deep)
+    image.format = "PNG"
+    assert image.mode == "I"
+    assert_array_equal(preprocess(image, plain())[0, ..., 0], deep >> 8)
+
+
+def test_more_than_sixteen_bits_are_refused(tmp_path):
+    for dtype in ("int32", "float32"):
+        path = save(tmp_path / "a.tif", np.full((4, 4), 40_000, dtype))
+        with pytest.raises(ValueError, match=r"8 or 16 bits per channel.*a\.tif"):
+            preprocess(path, plain())
+
+
+def test_whatever_pillow_raises_names_the_file(tmp_path, monkeypatch):
+    Image = pytest.importorskip("PIL.Image")
+    path = save(tmp_path / "a.png", photo(64, 64))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2000)
+    with pytest.raises(ValueError, match=r"a\.png.*4096 pixels.*limit of 4000"):
         preprocess(path, plain())
+    monkeypatch.undo()
+    for error in (NotImplementedError("no such mode"), IndexError(), ValueError("?")):
+
+        def fail(*_, error=error):
+            raise error
+
+        monkeypatch.setattr(Image.Image, "convert", fail)
+        with pytest.raises(
+            ValueError, match=r"must be image files. Received: .*a\.png"
+        ):
+            preprocess(path, plain())
+
+
+def test_what_a_person_may_miss_in_a_folder_is_counted(tmp_path):
+    save(tmp_path / "a.png", photo(4, 4))
+    (tmp_path / "IMG_0001").write_bytes(b"")
+    (tmp_path / "gone.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    (tmp_path / "again").symlink_to(tmp_path)
+    (tmp_path / "linked.png").symlink_to(tmp_path / "a.png")
+    with pytest.warns(UserWarning, match="Not used as images in") as caught:
+        names = [path.name for path in list_images(tmp_path)]
+    assert names == ["a.png", "linked.png"]
+    (message,) = [str(one.message) for one in caught]
+    for part in ("suffix, IMG_0001", "broken link(s), gone.jpg", "folder(s), again"):
+        assert f"{part}" in message
 
 
 def test_files_are_refused_for_a_model_of_many_channels(tmp_path):

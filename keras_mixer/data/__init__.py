@@ -5,9 +5,10 @@ one into batches. Preparing single pictures for a model is `keras_mixer.preproce
 """
 
 from keras_mixer.data.augmentation import Augmentation
-from keras_mixer.data.batches import evaluation_batches, open_source, training_batches
+from keras_mixer.data.batches import evaluation_batches, training_batches
 from keras_mixer.data.image_folder import from_folder
-from keras_mixer.data.sources import Source, from_arrays, from_tfds
+from keras_mixer.data.opening import open_source, open_training_sources
+from keras_mixer.data.sources import Source, from_arrays, from_tfds, hold_out
 
 __all__ = [
     "Augmentation",
@@ -16,6 +17,8 @@ __all__ = [
     "from_arrays",
     "from_folder",
     "from_tfds",
+    "hold_out",
     "open_source",
+    "open_training_sources",
     "training_batches",
 ]

@@ -16,47 +16,21 @@ Needs TensorFlow for the pipeline, whatever backend trains: `pip install
 from collections.abc import Sequence
 from dataclasses import replace
 from numbers import Integral
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from keras_mixer.checks import check_integer
 from keras_mixer.data.augmentation import NUM_DRAWS, Augmentation
 from keras_mixer.data.decoding import decoded, fitted
-from keras_mixer.data.image_folder import from_folder
-from keras_mixer.data.sources import Source, from_tfds
+from keras_mixer.data.sources import Source
 from keras_mixer.preprocessing import Preprocessing
 
 if TYPE_CHECKING:
     import tensorflow as tf
 
-# Of a source that can only be read in order, so many examples are shuffled at a time.
-SHUFFLE_BUFFER = 50_000
+# Of a source that can only be read in order, so much is shuffled at a time.
+SHUFFLE_BYTES = 2**30
 # Evaluation images stay in memory if they take no more than this.
 CACHE_BYTES = 2**30
-
-
-def open_source(
-    name_or_folder: str | Path,
-    split: str,
-    *,
-    data_dir: str | Path | None = None,
-    corrupt: str = "raise",
-) -> Source:
-    """Return the `Source` of a folder of pictures or, if there is none, a TFDS name.
-
-    Args:
-        name_or_folder: See `from_folder` and `from_tfds`.
-        split: Name of a split, slices included: `"train[:98%]"`.
-        data_dir: Folder of prepared TFDS data sets; `None` for TFDS's own default.
-        corrupt: What becomes of damaged files in a folder, see `from_folder`.
-
-    Raises:
-        ImportError: If a package that reads it is not installed.
-        ValueError: If there is no such data set, folder or split, or it is unusable.
-    """
-    if Path(name_or_folder).expanduser().is_dir():
-        return from_folder(name_or_folder, split, corrupt=corrupt)
-    return from_tfds(str(name_or_folder), split, data_dir=data_dir)
 
 
 def training_batches(
@@ -68,6 +42,7 @@ def training_batches(
     seed: int = 0,
     first_step: int = 0,
     shard: tuple[int, int] = (0, 1),
+    shuffle_bytes: int = SHUFFLE_BYTES,
     **fields: Any,
 ) -> "tf.data.Dataset":
     """Return an endless, shuffled, augmented stream of batches.
@@ -79,7 +54,9 @@ def training_batches(
     Starting at `first_step` decodes nothing of what comes before. With `shard=(i, n)`
     the stream is the i-th of n hosts' equal parts of every batch, the same images as
     in the whole batch; only mixup and CutMix blend within the part, as in the official
-    code.
+    code. Of arrays and folders a host reads its own images only. Of a TFDS data set
+    that does not fit into memory (`Source.part`) it reads its own n-th: then the order
+    depends on the number of hosts, too, and up to n - 1 examples are in no host's part.
 
     Args:
         source: The `Source` of the examples.
@@ -90,6 +67,9 @@ def training_batches(
         seed: Seed of the order and of every augmentation, in [0, 2**31 - 2).
         first_step: Number of batches to leave out at the beginning of the stream.
         shard: Index of this host and number of hosts.
+        shuffle_bytes: Size of the buffer that shuffles a source which can only be read
+            in order, such as TFDS: so many bytes of examples as stored. Arrays
+            and folders are shuffled as a whole, without a buffer of images.
         **fields: Fields of `Augmentation` that replace those of `augmentation`, such as
             `crop="none"`.
 
@@ -110,20 +90,28 @@ def training_batches(
     check_integer("seed", seed, 0, 2**31 - 3)
     check_integer("first_step", first_step, 0)
 
+    check_integer("shuffle_bytes", shuffle_bytes, 1)
+    own = None
+    if source.part and local_size < batch_size:
+        own = source.part(host, batch_size // local_size)
+    examples, num_examples = own or (source.dataset, source.num_examples)
+    buffer = min(num_examples, _buffer_size(source, shuffle_bytes))
+
     def shuffled(epoch: "tf.Tensor") -> "tf.data.Dataset":
         # Of this function's graph only. Otherwise the global seed, which
         # `keras.utils.set_random_seed` sets, would be part of the order. (And 0 would
         # stand for no seed.)
         tf.random.set_seed(seed + 1)
-        buffer = source.num_examples if source.read else SHUFFLE_BUFFER
-        return source.dataset.shuffle(
-            min(buffer, source.num_examples),
-            seed=epoch,
-            reshuffle_each_iteration=False,
-        )
+        return examples.shuffle(buffer, seed=epoch, reshuffle_each_iteration=False)
 
     def is_local(position: "tf.Tensor", _: Any) -> "tf.Tensor":
         return position % batch_size // local_size == host
+
+    def in_whole_batches(
+        position: "tf.Tensor", example: Any
+    ) -> tuple["tf.Tensor", Any]:
+        step, place = position // local_size, position % local_size
+        return step * batch_size + host * local_size + place, example
 
     def augmented(position: "tf.Tensor", example: Any) -> tuple["tf.Tensor", ...]:
         image, label = example
@@ -135,11 +123,13 @@ def training_batches(
         image = record.of_image(image, size, draws)
         return image, tf.one_hot(label, source.num_classes)
 
-    first = first_step * batch_size
-    epoch, position = divmod(first, source.num_examples)
+    first = first_step * (local_size if own else batch_size)
+    epoch, position = divmod(first, num_examples)
     dataset = tf.data.Dataset.range(epoch, tf.int64.max).flat_map(shuffled)
     dataset = dataset.skip(position).enumerate(first)
-    if local_size < batch_size:
+    if own:
+        dataset = dataset.map(in_whole_batches)
+    elif local_size < batch_size:
         dataset = dataset.filter(is_local)
     dataset = dataset.map(augmented, tf.data.AUTOTUNE, deterministic=True)
     dataset = dataset.batch(local_size, drop_remainder=True)
@@ -215,6 +205,18 @@ def evaluation_batches(
     if num_images * size[0] * size[1] * 3 * 4 <= CACHE_BYTES:
         dataset = dataset.cache()
     return dataset.prefetch(tf.data.AUTOTUNE)
+
+
+def _buffer_size(source: Source, shuffle_bytes: int) -> int:
+    """Return how many examples of `source` take `shuffle_bytes` in a buffer."""
+    if source.read:  # holds no images
+        return source.num_examples
+    size = source.example_bytes
+    if size is None:
+        image, _ = source.dataset.element_spec
+        values = image.shape.num_elements()  # `None` where it is not known
+        size = values * image.dtype.size if values and image.shape.rank else 2**17
+    return max(int(shuffle_bytes / max(size, 1)), 1)
 
 
 def _check_size(image_size: int | tuple[int, int]) -> tuple[int, int]:

@@ -1,224 +1,237 @@
 """Folders of pictures, one folder per class, as a `Source`.
 
-folder/cat/1.jpg, folder/dog/2.png, ...                    one split, "train"
-folder/train/cat/1.jpg, folder/test/cat/2.jpg, ...         these splits
+Which folders are splits and classes says `class_folders`. Files that TensorFlow decodes
+to the same pixels as Pillow go to it as they are; all others are decoded by Pillow, as
+`preprocess` does, so that every picture is the same everywhere.
 """
 
-import hashlib
 import os
 import re
 import warnings
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
-from pathlib import Path
-from types import SimpleNamespace
+from typing import TYPE_CHECKING, Literal, get_args
 
-from keras_mixer.data.sources import Source, import_tfds
-from keras_mixer.preprocessing import decode_image, list_images
+import numpy as np
+from numpy.typing import NDArray
 
-CORRUPT = ("raise", "skip", "trust")
+from keras_mixer.data import fingerprint
+from keras_mixer.data.class_folders import Pictures, pictures_of, read_folder
+from keras_mixer.data.sources import Source
+from keras_mixer.preprocessing import decode_image, printable
 
-_SPLITS = {
-    "train": "train",
-    "test": "test",
-    "val": "validation",
-    "validation": "validation",
-}
-# What TensorFlow decodes to the same pixels as Pillow, by Pillow's format and modes,
-# and PNGs of 16 bits, of which TensorFlow takes the upper eight.
-_PLAIN = {"JPEG": {"L", "RGB"}, "PNG": {"L", "RGB", "RGBA", "I;16"}}
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+Corrupt = Literal["raise", "skip", "trust"]
+
+# Larger splits are checked when their pictures' turn comes, except for this many.
+CHECKED_FILES = 100_000
+CHECKED_SAMPLE = 1000
+
+# What TensorFlow decodes to the same pixels as Pillow, by Pillow's format and modes. Of
+# 16 bits it takes the upper eight.
+_PLAIN = {"JPEG": {"L", "RGB"}, "PNG": {"L", "RGB", "RGBA", "I;16", "I"}}
 _EXIF_ORIENTATION = 0x0112
+# Where a PNG may say that it lies on its side, also after the image.
+_PNG_ORIENTATION = re.compile(b"eXIf|XML:com.adobe.xmp|Raw profile type")
+# What is known of a file.
+_UNKNOWN, _IS_PLAIN, _NEEDS_PILLOW = 0, 1, 2
 
 
-def from_folder(folder, split="train", *, corrupt="raise"):
+def from_folder(
+    folder: str | os.PathLike, split: str = "train", *, corrupt: Corrupt = "raise"
+) -> Source:
     """Return the `Source` of a folder that has one folder of pictures per class.
 
-    The classes are the names of their folders, sorted; all splits share them. Which
-    files count says `preprocessing.list_images`. Their order is drawn from their names,
-    so that every slice of a split has pictures of all classes, and a new picture leaves
-    the others where they are.
+    The classes are the names of their folders, sorted; all splits share them. Accents
+    in either of Unicode's forms are one name. Which files count says
+    `preprocessing.list_images`. Their order is drawn from their names, so that every
+    slice of a split has pictures of all classes, and a new picture leaves the others
+    where they are.
 
-    Every file is decoded once before anything else happens, on all cores; with
-    `"trust"` only the beginning of each is read.
+    Every file of a split of at most 100,000 is decoded once before anything else
+    happens, on all cores; of a larger one a sample is, unless damaged files are to be
+    skipped. What was not decoded before is checked when its turn first comes: a damaged
+    file then ends the run with its name.
 
     Args:
-        folder: The folder; `train`, `test`, `val` and `validation` in it are splits if
-            they hold the folders of the classes.
-        split: Name of a split, with slices as in TFDS: `"train[:80%]"`. A folder
-            without splits is `"train"`.
+        folder: The folder. Folders in it whose names are usual ones of splits, in any
+            case (train, training, val, valid, validation, dev, test, testing), are
+            splits if they hold the folders of the classes.
+        split: `"train"`, `"validation"` or `"test"`, with slices as in TFDS:
+            `"train[:80%]"`. A folder without splits is `"train"`.
         corrupt: `"raise"`, a file that cannot be decoded is an error; `"skip"`, such
-            files are left out, with one warning that counts them; `"trust"`, a file
-            that is damaged further on ends the run when its turn comes.
+            files are left out, with one warning that counts them; `"trust"`, no file is
+            opened beforehand.
 
     Raises:
         FileNotFoundError: If there is no such folder.
         ImportError: If Pillow, TensorFlow or tensorflow-datasets is not installed.
-        ValueError: If there are no classes, one is empty, there is no such split, or a
-            file cannot be decoded.
+        ValueError: If there are no classes, one is empty, two names differ by case
+            only, the classes lie one level deeper, there is no such split, or a file
+            cannot be decoded.
     """
     import tensorflow as tf
 
-    if corrupt not in CORRUPT:
+    if corrupt not in get_args(Corrupt):
         raise ValueError(
-            f"`corrupt` must be one of {', '.join(map(repr, CORRUPT))}. "
+            f"`corrupt` must be one of {', '.join(map(repr, get_args(Corrupt)))}. "
             f"Received: corrupt={corrupt!r}"
         )
-    folder = Path(folder).expanduser()
-    splits = _splits(folder)
-    names = sorted({path.name for one in splits.values() for path in _subfolders(one)})
-    files = _chosen(split, splits)
-
-    with ThreadPoolExecutor(os.cpu_count()) as threads:
-        decode = corrupt != "trust"
-        found = list(threads.map(lambda file: _inspect(file[0], decode), files))
-    broken = [fault for fault, _ in found if fault]
-    if broken:
-        _report(broken, len(files), folder, skip=corrupt == "skip")
-    kept = [
-        (os.fsencode(path), plain, names.index(name))
-        for (path, name), (fault, plain) in zip(files, found, strict=True)
-        if not fault
-    ]
-    paths, plain, labels = map(list, zip(*kept, strict=True))
-    # A dictionary, because `map` spreads a tuple over several arguments.
-    dataset = tf.data.Dataset.from_tensor_slices(
-        ({"path": paths, "plain": plain}, tf.constant(labels, tf.int64))
-    )
-
-    def file_names():
-        return [os.path.basename(os.fsdecode(path)) for path in paths]
-
-    return Source(dataset, len(kept), tuple(names), _read, file_names)
-
-
-def _splits(folder):
-    """Return the folders of the splits by name."""
-    if not folder.is_dir():
-        raise FileNotFoundError(f"There is no folder {str(folder)!r}")
-    subfolders = _subfolders(folder)
-    if not subfolders:
-        raise ValueError(
-            "`folder` must have one folder of pictures per class, or such folders in "
-            f"`train` and `test`. Received: {str(folder)!r}, which has no folders"
+    found = read_folder(folder)
+    pictures = pictures_of(found, split)
+    known = np.full(len(pictures.labels), _UNKNOWN, np.uint8)
+    if corrupt != "trust":
+        pictures, known = _checked(pictures, known, skip=corrupt == "skip")
+    count = len(pictures.labels)
+    with tf.device("CPU"):
+        dataset = tf.data.Dataset.from_tensor_slices(
+            (np.arange(count), pictures.labels)
         )
-    splits = {
-        _SPLITS[path.name]: path
-        for path in subfolders
-        if path.name in _SPLITS and _subfolders(path)
-    }
-    return splits or {"train": folder}
 
+    def file_names() -> list[str]:
+        return [os.path.basename(os.fsdecode(path)) for path in pictures.paths]
 
-def _subfolders(folder):
-    return [
-        path
-        for path in sorted(folder.iterdir())
-        if path.is_dir() and not path.name.startswith(".")
-    ]
+    def digest() -> str:
+        files = fingerprint.of_files(pictures.path, count, pictures.paths)
+        return fingerprint.digest([files, pictures.labels])
 
-
-def _chosen(split, splits):
-    """Return path and class of each file of a split expression such as "a[:9%]+b"."""
-    tfds = import_tfds()
-    used = re.findall(r"\b[A-Za-z_]\w*", split)
-    files = {name: _files(splits[name]) for name in used if name in splits}
-    sizes = {name: SimpleNamespace(num_examples=len(files[name])) for name in files}
-    try:
-        parts = tfds.core.ReadInstruction.from_spec(split).to_absolute(sizes)
-    except ValueError as error:
-        raise _no_split(split, splits) from error
-    chosen = [
-        file for part in parts for file in files[part.splitname][part.from_ : part.to]
-    ]
-    if not chosen:
-        raise _no_split(split, splits)
-    return chosen
-
-
-def _no_split(split, splits):
-    return ValueError(
-        f"`split` must be one of {', '.join(splits)}, or a slice of one that has "
-        f'examples, such as "{next(iter(splits))}[:80%]". Received: split={split!r}'
+    return Source(
+        dataset,
+        count,
+        found.label_names,
+        _reader(pictures, known),
+        file_names,
+        digest=digest,
     )
 
 
-def _files(folder):
-    """Return path and class of each picture, in the order of their names' hashes."""
-    files = [
-        (path, subfolder.name)
-        for subfolder in _subfolders(folder)
-        for path in list_images(subfolder)
-    ]
-    return sorted(
-        files,
-        key=lambda file: hashlib.md5(
-            os.fsencode(file[0].relative_to(folder)), usedforsecurity=False
-        ).digest(),
+def _checked(
+    pictures: Pictures, known: NDArray[np.uint8], *, skip: bool
+) -> tuple[Pictures, NDArray[np.uint8]]:
+    """Return the pictures that can be decoded, and what is known of them."""
+    count = len(known)
+    whole = skip or count <= CHECKED_FILES
+    indices = range(0, count, 1 if whole else count // CHECKED_SAMPLE)
+    broken: dict[int, str] = {}
+
+    def check(some: range) -> None:
+        for index in some:
+            try:
+                known[index] = _inspect(pictures.path(index))
+            except ValueError as error:
+                broken[index] = str(error)
+
+    groups = [indices[start : start + 64] for start in range(0, len(indices), 64)]
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        for _ in threads.map(check, groups):
+            pass
+    if not broken:
+        return pictures, known
+    message = (
+        f"{len(broken)} of {len(indices)} images in {printable(pictures.root)!r} "
+        "cannot be read"
     )
+    examples = "; ".join(broken[index] for index in sorted(broken)[:3])
+    examples += "; ..." if len(broken) > 3 else ""
+    if not skip or len(broken) == count:
+        raise ValueError(
+            f'{message}: {examples}. `corrupt="skip"` (--corrupt skip) leaves them out.'
+        )
+    warnings.warn(f"{message} and are left out: {examples}", stacklevel=3)
+    kept = np.ones(count, bool)
+    kept[list(broken)] = False
+    pictures = Pictures(pictures.root, pictures.paths[kept], pictures.labels[kept])
+    return pictures, known[kept]
 
 
-def _inspect(path, decode):
-    """Return what is wrong with a file, if anything, and whether it is a plain one.
+def _inspect(path: str) -> int:
+    """Decode a file and return whether it needs Pillow.
 
-    Plain files are those that TensorFlow decodes as `decode_image` does.
+    Raises:
+        ValueError: If it cannot be decoded; names the file.
     """
     import tensorflow as tf
+
+    kind = _kind_of(path)
+    if kind == _IS_PLAIN:
+        with open(path, "rb") as file:
+            contents = file.read()
+        is_jpeg = contents.startswith(b"\xff\xd8")
+        try:
+            # An eighth of the size: the whole file is read, but not all is computed.
+            tf.io.decode_jpeg(contents, 3, ratio=8 if is_jpeg else 1)
+            return _IS_PLAIN
+        except tf.errors.InvalidArgumentError:
+            pass  # Pillow forgives more
+    decode_image(path)
+    return _NEEDS_PILLOW
+
+
+def _kind_of(path: str) -> int:
+    """Return what the beginning of a file says, and in a PNG all its chunks' names."""
     from PIL import Image
 
     try:
         with Image.open(path) as image:
-            jpeg = image.format == "JPEG"
-            if jpeg:
+            if image.mode not in _PLAIN.get(image.format or "", ()):
+                return _NEEDS_PILLOW
+            if image.format == "JPEG":
                 upright = image.getexif().get(_EXIF_ORIENTATION, 1) == 1
-            else:  # `getexif` would decode the whole image first
-                upright = "exif" not in image.info
-            plain = upright and image.mode in _PLAIN.get(image.format, ())
-    except (OSError, SyntaxError, ValueError) as error:  # Pillow's for broken files
-        return f"{path}: {error}", False
-    if not decode:
-        return None, plain
-    if plain:
-        contents = tf.io.read_file(str(path))
-        try:
-            # An eighth of the size: the whole file is read, but not all is computed.
-            tf.io.decode_jpeg(contents, ratio=8) if jpeg else tf.io.decode_png(contents)
-            return None, True
-        except tf.errors.InvalidArgumentError:
-            pass  # Pillow forgives more
-    try:
-        decode_image(path)
-        return None, False
-    except ValueError as error:
-        return str(error), False
+            else:
+                with open(path, "rb") as file:
+                    upright = not _PNG_ORIENTATION.search(file.read())
+            return _IS_PLAIN if upright else _NEEDS_PILLOW
+    except MemoryError:  # says nothing about the file
+        raise
+    except Exception as error:  # each of Pillow's readers has its own
+        raise ValueError(f"{printable(path)}: {printable(str(error))}") from error
 
 
-def _report(broken, count, folder, *, skip):
-    """Raise, or warn, once for all files that cannot be read."""
-    message = f"{len(broken)} of {count} images in {str(folder)!r} cannot be read"
-    examples = "; ".join(broken[:3]) + ("; ..." if len(broken) > 3 else "")
-    if skip and len(broken) < count:
-        warnings.warn(f"{message} and are left out: {examples}", stacklevel=3)
-        return
-    raise ValueError(
-        f'{message}: {examples}. `corrupt="skip"` (--corrupt skip) leaves them out.'
-    )
+def _reader(
+    pictures: Pictures, known: NDArray[np.uint8]
+) -> Callable[["tf.Tensor"], "tf.Tensor"]:
+    """Return what reads the picture of an index, in TensorFlow.
 
-
-def _read(image):
-    """Return the bytes of a file, as PNG where TensorFlow would decode it otherwise."""
+    It gives the bytes of a file, as PNG where TensorFlow would decode it otherwise.
+    """
     import tensorflow as tf
 
-    def as_png():
-        png = tf.numpy_function(_as_png, [image["path"]], tf.string)
-        return tf.ensure_shape(png, ())
+    def contents(index: NDArray[np.int64]) -> bytes:
+        path = pictures.path(int(index))
+        if known[index] == _UNKNOWN:
+            known[index] = _inspect(path)
+        if known[index] == _NEEDS_PILLOW:
+            return _as_png(path)
+        with open(path, "rb") as file:
+            return file.read()
 
-    return tf.cond(image["plain"], lambda: tf.io.read_file(image["path"]), as_png)
+    def through_python(index: "tf.Tensor") -> "tf.Tensor":
+        return tf.ensure_shape(tf.numpy_function(contents, [index], tf.string), ())
+
+    if (known == _IS_PLAIN).mean() < 0.5:
+        return through_python
+    # Without Python, which has one thread, where nothing needs it.
+    with tf.device("CPU"):
+        is_plain = tf.constant(known == _IS_PLAIN)
+        paths = tf.constant(pictures.paths)
+    root = os.fsencode(pictures.root) + b"/"
+
+    def read(index: "tf.Tensor") -> "tf.Tensor":
+        return tf.cond(
+            is_plain[index],
+            lambda: tf.io.read_file(root + paths[index]),
+            lambda: through_python(index),
+        )
+
+    return read
 
 
-def _as_png(path):
+def _as_png(path: str) -> bytes:
     from PIL import Image
 
     png = BytesIO()
-    pixels = decode_image(os.fsdecode(path))
-    Image.fromarray(pixels).save(png, "PNG", compress_level=0)
+    Image.fromarray(decode_image(path)).save(png, "PNG", compress_level=0)
     return png.getvalue()

@@ -373,6 +373,7 @@ def test_fit_takes_the_batches():
     ("arguments", "message"),
     [
         ({"crop": "random"}, "`crop` must be one of 'pad', 'inception', 'none'"),
+        ({"shuffle_bytes": 0}, "`shuffle_bytes` must be an integer from 1"),
         ({"seed": -1}, "`seed` must be an integer from 0"),
         ({"first_step": 1.5}, "`first_step` must be an integer from 0"),
         ({"image_size": 0}, "`image_size` must be a positive integer"),
@@ -385,13 +386,3 @@ def test_fit_takes_the_batches():
 def test_arguments_out_of_range_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         batches(numbered(), 1, **arguments)
-
-
-def test_open_source_takes_folders_before_names(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    pytest.importorskip("tensorflow_datasets")
-    with pytest.raises(ValueError, match="must be a data set of TFDS.*cifar10"):
-        data.open_source("cifar01", "train", data_dir=tmp_path / "none")
-    (tmp_path / "cifar01").mkdir()
-    with pytest.raises(ValueError, match="one folder of pictures per class"):
-        data.open_source("cifar01", "train")

@@ -1,7 +1,12 @@
+import os
+import struct
+import zlib
+
 import numpy as np
 import pytest
 
 from keras_mixer import data
+from keras_mixer.data import image_folder
 from keras_mixer.data.image_folder import from_folder
 
 # No backend computes here.
@@ -128,6 +133,100 @@ def test_every_kind_of_file_has_the_pixels_of_preprocess(
     np.testing.assert_array_equal(images[0], expected)
 
 
+def png_chunk(kind, content):
+    checksum = struct.pack(">I", zlib.crc32(kind + content))
+    return struct.pack(">I", len(content)) + kind + content + checksum
+
+
+def raw_png(color_type, bits, *, before=b"", after=b"", height=11, width=13):
+    """A PNG of random values, also of kinds that Pillow does not write."""
+    samples = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[color_type]
+    row = (width * samples * bits + 7) // 8
+    rng = np.random.default_rng(bits)
+    rows = rng.integers(0, 256, (height, row + 1), "uint8")
+    rows[:, 0] = 0  # no filter
+    header = struct.pack(">IIBBBBB", width, height, bits, color_type, 0, 0, 0)
+    palette = rng.integers(0, 256, 3 * 2 ** min(bits, 8), "uint8").tobytes()
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + png_chunk(b"IHDR", header)
+        + (png_chunk(b"PLTE", palette) if color_type == 3 else b"")
+        + before
+        + png_chunk(b"IDAT", zlib.compress(rows.tobytes()))
+        + after
+        + png_chunk(b"IEND", b"")
+    )
+
+
+def exif_of(orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return png_chunk(b"eXIf", exif.tobytes().removeprefix(b"Exif\x00\x00"))
+
+
+def xmp_of(orientation):
+    text = f'<x tiff:Orientation="{orientation}"/>'.encode()
+    return png_chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + text)
+
+
+PNGS = {
+    f"color {color_type}, {bits} bits": raw_png(color_type, bits)
+    for color_type, depths in {
+        0: (1, 2, 4, 8, 16),
+        2: (8, 16),
+        3: (1, 4, 8),
+        4: (8, 16),
+        6: (8, 16),
+    }.items()
+    for bits in depths
+} | {
+    "transparent grey": raw_png(0, 8, before=png_chunk(b"tRNS", b"\0\x50")),
+    "transparent colour": raw_png(2, 8, before=png_chunk(b"tRNS", b"\0\1" * 3)),
+    "transparent palette": raw_png(3, 8, before=png_chunk(b"tRNS", bytes(range(256)))),
+    "gamma": raw_png(2, 8, before=png_chunk(b"gAMA", struct.pack(">I", 100_000))),
+    "early exif": raw_png(2, 8, before=exif_of(6)),
+    "late exif": raw_png(2, 8, after=exif_of(8)),
+    "xmp": raw_png(2, 8, before=xmp_of(3)),
+    "late xmp": raw_png(2, 8, after=xmp_of(6)),
+    "deep and turned": raw_png(0, 16, before=exif_of(6)),
+}
+
+
+@pytest.mark.parametrize("kind", PNGS)
+@pytest.mark.parametrize("corrupt", ["raise", "trust"])
+def test_every_kind_of_png_has_the_pixels_of_preprocess(tmp_path, kind, corrupt):
+    from keras_mixer.preprocessing import decode_image
+
+    path = tmp_path / "class" / "a.png"
+    path.parent.mkdir()
+    path.write_bytes(PNGS[kind])
+    expected = decode_image(path)
+    height, width, _ = expected.shape
+    turned = "exif" in kind or "turned" in kind or kind == "late xmp"
+    assert (height > width) == turned
+    ((images, _),) = data.evaluation_batches(
+        from_folder(tmp_path, corrupt=corrupt), image_size=(height, width), batch_size=1
+    )
+    np.testing.assert_array_equal(images[0], expected)
+
+
+@pytest.mark.parametrize("corrupt", ["raise", "trust"])
+def test_names_that_are_not_utf_8_are_names(tmp_path, corrupt):
+    (tmp_path / "a").mkdir()
+    name = os.fsencode(tmp_path / "a") + b"/caf\xe9.png"
+    with open(name, "wb") as file:
+        photo().save(file, "PNG")
+    source = from_folder(tmp_path, corrupt=corrupt)
+    assert source.file_names() == [os.fsdecode(b"caf\xe9.png")]
+    batches = data.evaluation_batches(source, image_size=(23, 30), batch_size=1)
+    np.testing.assert_array_equal(next(iter(batches))[0][0], photo())
+    source.fingerprint()
+    with open(name, "wb") as file:
+        file.write(b"no picture")
+    with pytest.raises(ValueError, match=r"caf\\xe9\.png"):
+        from_folder(tmp_path)
+
+
 def test_sixteen_bits_keep_the_upper_eight(tmp_path):
     values = np.arange(30 * 20, dtype="uint16").reshape(20, 30) * 100
     save(tmp_path / "class" / "deep.png", Image.fromarray(values))
@@ -166,7 +265,11 @@ def test_damaged_files_are_skipped_and_counted_on_request(damaged):
 def test_trusted_files_are_not_decoded(tmp_path):
     path = save(tmp_path / "a" / "bad.png", photo(1, 90, 120))
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    assert from_folder(tmp_path, corrupt="trust").num_examples == 1
+    source = from_folder(tmp_path, corrupt="trust")
+    assert source.num_examples == 1
+    batches = data.evaluation_batches(source, image_size=8, batch_size=1)
+    with pytest.raises(tf.errors.OpError, match=r"bad\.png"):
+        next(iter(batches))
     with pytest.raises(ValueError, match="1 of 1 images"):
         from_folder(tmp_path, corrupt="skip")
     with pytest.raises(ValueError, match="`corrupt` must be one of 'raise'"):
@@ -191,3 +294,39 @@ def test_wrong_splits_are_answered_with_the_right_ones(tmp_path, split):
     message = r"`split` must be one of train,.*train\[:80%\].*Received: split="
     with pytest.raises(ValueError, match=message):
         from_folder(tmp_path, split)
+
+
+@pytest.mark.parametrize("corrupt", ["skip", "raise"])
+def test_too_large_pictures_are_damaged_ones(tmp_path, monkeypatch, corrupt):
+    pictures(tmp_path, ["a"], count=2)
+    save(tmp_path / "a" / "huge.png", photo(1, 90, 120))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    if corrupt == "raise":
+        with pytest.raises(ValueError, match=r"huge\.png.*limit of 2000 pixels"):
+            from_folder(tmp_path)
+    else:
+        with pytest.warns(UserWarning, match=r"1 of 3 images.*huge\.png.*limit"):
+            assert from_folder(tmp_path, corrupt="skip").num_examples == 2
+
+
+def test_of_large_folders_a_sample_is_checked(tmp_path, monkeypatch):
+    pictures(tmp_path, ["a", "b"])
+    order = from_folder(tmp_path).file_names()
+    files = image_folder.pictures_of(image_folder.read_folder(tmp_path), "train")
+    path = tmp_path / os.fsdecode(files.paths[1])
+    assert path.name == order[1]
+    path.write_text("no picture")
+    with pytest.raises(ValueError, match="1 of 20 images"):
+        from_folder(tmp_path)
+    monkeypatch.setattr(image_folder, "CHECKED_FILES", 19)
+    monkeypatch.setattr(image_folder, "CHECKED_SAMPLE", 4)
+    batches = data.evaluation_batches(
+        from_folder(tmp_path), image_size=8, batch_size=20
+    )
+    with pytest.raises(tf.errors.OpError, match=rf"{path.parent.name}/{path.name}"):
+        next(iter(batches))
+    (tmp_path / os.fsdecode(files.paths[10])).write_text("no picture")
+    with pytest.raises(ValueError, match="1 of 4 images"):
+        from_folder(tmp_path)
+    with pytest.warns(UserWarning, match="2 of 20 images"):
+        assert from_folder(tmp_path, corrupt="skip").num_examples == 18
