@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     )
     from keras_mixer.checkpoints import list_checkpoints
     from keras_mixer.hub import from_pretrained, push_to_hub
-    from keras_mixer.labels import decode_predictions
     from keras_mixer.models import (
         MixerB16,
         MixerB32,
@@ -42,11 +41,12 @@ if TYPE_CHECKING:
         MixerS32,
         MixerTi4,
         MLPMixer,
+        decode_predictions,
         mlp_mixer,
+        preprocess,
         resize,
         save_official,
     )
-    from keras_mixer.preprocessing import preprocess
 
     __version__: str
 
@@ -85,10 +85,8 @@ __all__ = [
 
 # Public name -> the module that defines it; a name that is not here is a wing.
 _HOMES = {
-    "decode_predictions": "labels",
     "from_pretrained": "hub",
     "list_checkpoints": "checkpoints",
-    "preprocess": "preprocessing",
     "push_to_hub": "hub",
 } | dict.fromkeys(
     (
@@ -102,7 +100,9 @@ _HOMES = {
         "MixerS32",
         "MixerS8",
         "MixerTi4",
+        "decode_predictions",
         "mlp_mixer",
+        "preprocess",
         "resize",
         "save_official",
     ),

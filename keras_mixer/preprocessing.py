@@ -98,23 +98,19 @@ class Preprocessing:
         return cls(**config)
 
 
-def preprocess(images, model_or_checkpoint):
-    """Return images as the batch of pixels that a model takes.
-
-    Each image is resized and cropped as the checkpoint's record says. Values stay in
-    [0, 255], not rounded (the official code truncates them, less than one grey level
-    away), unless the model was built with `include_preprocessing=False`: then they are
-    mapped to the record's `value_range`.
+def prepare_images(
+    images: Any,
+    record: Preprocessing,
+    image_shape: tuple[int, int, int],
+    value_range: tuple[float, float] = (0.0, 255.0),
+) -> NDArray[np.float32]:
+    """Return images resized and cropped as a record says, as one batch.
 
     Args:
-        images: A path to a file or to a folder (see `list_images`), a PIL image, an
-            array `(height, width)`, `(height, width, channels)` or
-            `(batch, height, width, channels)`, or a list of files, PIL images and
-            arrays of any sizes. Values in [0, 255]. Grey images become RGB for a model
-            of 3 channels. Files are turned upright and lose their alpha channel: what
-            is transparent keeps the colour below it, so that a black drawing on a
-            transparent ground is all black. Of 16 bits the upper eight count.
-        model_or_checkpoint: A Keras model or a checkpoint's record.
+        images: As in `keras_mixer.preprocess`.
+        record: How they are resized and cropped.
+        image_shape: `(height, width, channels)` of the result.
+        value_range: What the pixel values 0 and 255 become.
 
     Returns:
         Float32 array `(batch, height, width, channels)`.
@@ -122,17 +118,18 @@ def preprocess(images, model_or_checkpoint):
     Raises:
         FileNotFoundError: If a path does not exist.
         ImportError: If a file is to be read and Pillow is not installed.
-        ValueError: If there is no image, a file is not an image, or an array has values
-            outside [0, 255], values that look scaled to [0, 1] already, NaNs or a wrong
-            number of channels.
+        ValueError: If an image is none, or its values or channels do not fit.
     """
-    record, (height, width, channels), normalize = _target(model_or_checkpoint)
+    height, width, channels = image_shape
     images = _as_list(images)
     _check_values([image for image in images if isinstance(image, np.ndarray)])
-    pixels = np.stack(
+    pixels: NDArray[np.float32] = np.stack(
         [_fit(_to_array(image, channels), (height, width), record) for image in images]
     )
-    return pixels * record.scale + record.offset if normalize else pixels
+    low, high = value_range
+    if (low, high) == (0, 255):
+        return pixels
+    return pixels * np.float32((high - low) / 255) + np.float32(low)
 
 
 def printable(path: str | bytes | os.PathLike) -> str:
@@ -207,29 +204,6 @@ def warn_of_left_out(folder: str | os.PathLike, left_out: dict[str, list[str]]) 
     warnings.warn(
         f"Not used as images in {printable(folder)!r}: {'; '.join(kinds)}.",
         stacklevel=3,
-    )
-
-
-def _target(model_or_checkpoint):
-    """Return the record, `(height, width, channels)` and whether to normalise."""
-    target = model_or_checkpoint
-    if hasattr(target, "layers") and hasattr(target, "input_shape"):
-        shape = tuple(target.input_shape)[1:]
-        if len(shape) != 3 or not all(isinstance(size, int) for size in shape):
-            raise ValueError(
-                "`model_or_checkpoint` must be a model of one image of known size, "
-                "(batch, height, width, channels). Received: "
-                f"input_shape={target.input_shape}"
-            )
-        record = getattr(target, "preprocessing", None) or Preprocessing()
-        inside = any(layer.name == "normalization" for layer in target.layers)
-        return record, shape, not inside
-    if hasattr(target, "preprocessing") and hasattr(target, "image_size"):
-        size = target.image_size
-        return target.preprocessing, (size, size, 3), False
-    raise ValueError(
-        "`model_or_checkpoint` must be a Keras model or a checkpoint's record. "
-        f"Received: {target!r}"
     )
 
 

@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
 from keras_mixer import preprocessing
-from keras_mixer.preprocessing import Preprocessing, list_images, preprocess
+from keras_mixer.layers import PatchEmbed
+from keras_mixer.models import preprocess
+from keras_mixer.preprocessing import Preprocessing, list_images, prepare_images
 
 SIZES = [(37, 53), (301, 200), (20, 13), (64, 64), (5, 90), (1, 1), (256, 256)]
 
@@ -29,14 +31,13 @@ def plain(image_size=4, **record):
 
 
 def model(input_shape, *, normalized=False, **record):
-    """Return a Keras model with a record, with or without `normalization` inside."""
+    """Return a Keras model with a stem, with or without a rescaling before it."""
     inputs = x = keras.Input(input_shape)
     if normalized:
         x = keras.layers.Rescaling(1 / 127.5, -1.0, name="normalization")(x)
-    result = keras.Model(inputs, keras.layers.GlobalAveragePooling2D()(x))
-    if record:
-        result.preprocessing = Preprocessing(**record)
-    return result
+    record = Preprocessing(**record) if record else None
+    x = PatchEmbed(3, 1, preprocessing=record)(x)
+    return keras.Model(inputs, keras.layers.GlobalAveragePooling1D()(x))
 
 
 def photo(height, width, channels=3, seed=0):
@@ -197,14 +198,10 @@ def test_pixels_equal_tensorflows(transform, interpolation, size):
     image = photo(*size)
     record = Preprocessing(transform=transform, interpolation=interpolation)
     for target in [(32, 32), (224, 224), (24, 56), (57, 23)]:
-        takes = SimpleNamespace(
-            layers=[SimpleNamespace(name="normalization")],
-            input_shape=(None, *target, 3),
-            preprocessing=record,
-        )
         expected = tensorflow_reference(image, target, record)
         # TensorFlow's own area weights only sum to 1 within float32, here 1 +- 5e-5.
-        assert_allclose(preprocess(image, takes)[0], expected, atol=2e-2)
+        result = prepare_images(image, record, (*target, 3))[0]
+        assert_allclose(result, expected, atol=2e-2)
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "area"])
@@ -262,7 +259,7 @@ def test_a_constant_image_stays_constant(size, value, image_size, **record):
 
 def test_pixels_stay_pixels_where_the_model_normalises():
     images = np.array([0, 255, 51], "uint8").reshape(1, 1, 1, 3)
-    takes = model((4, 4, 3), normalized=True, value_range=(0, 1))
+    takes = model((4, 4, 3), normalized=True, transform="resize")
     assert_array_equal(preprocess(images, takes)[0, 0, 0], [0, 255, 51])
 
 

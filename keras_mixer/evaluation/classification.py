@@ -9,12 +9,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
+import keras
 import numpy as np
 from numpy.typing import NDArray
 
 from keras_mixer.data import Source
 from keras_mixer.evaluation.inference import outputs
-from keras_mixer.models import MLPMixer, check_mixer
+from keras_mixer.models import find_mixer
 from keras_mixer.preprocessing import Preprocessing
 
 
@@ -91,7 +92,7 @@ class Evaluation:
 
 
 def evaluate(
-    model: MLPMixer,
+    model: keras.Model,
     source: Source,
     *,
     match: Literal["name", "position"] = "name",
@@ -105,7 +106,7 @@ def evaluate(
     Of equal scores the one of the lower class counts as the better.
 
     Args:
-        model: An `MLPMixer` with a head.
+        model: A Keras model with classes that is a Mixer or holds one at any depth.
         source: The `data.Source` of the examples.
         match: How a class of the data set is found among those of the model. `"name"`:
             by its name in `model.labels`; the data set may have fewer classes, in any
@@ -125,7 +126,6 @@ def evaluate(
         ValueError: If a class of the data set is not one of the model, the ReaL labels
             do not fit, an argument is out of its range, or a score is NaN.
     """
-    check_mixer(model)
     class_of, label_names = _classes(model, source, match)
     if real_labels is not None:
         real_labels = _real_of_images(real_labels, source)
@@ -159,28 +159,29 @@ def evaluate(
 
 
 def _classes(
-    model: MLPMixer, source: Source, match: str
+    model: keras.Model, source: Source, match: str
 ) -> tuple[NDArray[np.int64], tuple[str, ...]]:
     """Return the model's class of every class of `source`, and the model's names."""
     if match not in ("name", "position"):
         raise ValueError(
             f"`match` must be 'name' or 'position'. Received: match={match!r}"
         )
-    num_classes = model.config["num_classes"]
+    found = find_mixer(model)
+    num_classes = found.num_classes
     if not num_classes:
         raise ValueError(
             "`model` must have a head to be evaluated. Received: num_classes=0. "
             "`fewshot.evaluate` measures features."
         )
     if match == "name":
-        return _by_name(model.labels, num_classes, source.label_names)
+        return _by_name(found.labels, num_classes, source.label_names)
     if source.num_classes != num_classes:
         raise ValueError(
             '`match="position"` needs a model of as many classes as the data set. '
             f"Received: a model of {num_classes} classes, a data set of "
             f"{source.num_classes}. Fine-tune with `num_classes={source.num_classes}`."
         )
-    return np.arange(num_classes), tuple(model.labels or source.label_names)
+    return np.arange(num_classes), tuple(found.labels or source.label_names)
 
 
 def _by_name(

@@ -21,14 +21,15 @@ from keras_mixer.data import Source
 from keras_mixer.evaluation.inference import outputs
 from keras_mixer.files import atomic_write
 from keras_mixer.host_values import host_value
-from keras_mixer.models import MLPMixer, check_mixer
+from keras_mixer.layers import MixerBlock, path_below_model
+from keras_mixer.models import FoundMixer, find_mixer
 from keras_mixer.preprocessing import Preprocessing
 
 NODE = "pre_logits"
 
 
 def extract(
-    model: MLPMixer,
+    model: keras.Model,
     source: Source,
     *,
     indices: ArrayLike | None = None,
@@ -40,7 +41,7 @@ def extract(
     """Return the features of a data set, or of some examples of it, `(n, C)` float32.
 
     Args:
-        model: An `MLPMixer`.
+        model: A Keras model that is a Mixer or holds one at any depth.
         source: The `data.Source` of the examples.
         indices: Numbers of the examples to compute, ascending; `None` for all.
         batch_size: Images per step. Positive.
@@ -54,12 +55,14 @@ def extract(
         OSError: If the folder cannot be written.
         ValueError: If an argument is out of its range.
     """
-    check_mixer(model)
+    found = find_mixer(model)
+    found = find_mixer(found.mixer)  # without what lies around it
+    model = found.mixer
     if indices is not None:
         source = _subset(source, indices)
     path = None
     if cache_dir is not None:
-        key = _key(model, preprocessing or model.preprocessing, source)
+        key = _key(found, preprocessing or found.preprocessing, source)
         path = Path(cache_dir).expanduser() / f"{key}.npz"
         features = _read(path)
         if features is not None:
@@ -90,20 +93,25 @@ def _subset(source: Source, indices: ArrayLike) -> Source:
     return replace(source, dataset=dataset, num_examples=int(chosen.sum()))
 
 
-def _key(model: MLPMixer, record: Preprocessing, source: Source) -> str:
+def _key(found: FoundMixer, record: Preprocessing, source: Source) -> str:
     """Return the SHA-256 of everything that decides the features, in hexadecimal."""
+    model = found.mixer
     facts = {
         "node": NODE,
         "backend": keras.config.backend(),
-        "architecture": model.config,
+        "layers": [(type(each).__name__, each.name) for each in model.layers],
+        "blocks": [
+            each.get_config() for each in model.layers if isinstance(each, MixerBlock)
+        ],
         "policies": [layer.dtype_policy.name for layer in model.layers],
-        "value_range": model.preprocessing.value_range,
+        "images": (found.image_shape, found.value_range),
         "preprocessing": record.to_dict(),
     }
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
     for weight in model.weights:
         array = host_value(weight)
-        digest.update(repr((weight.path, array.shape, str(array.dtype))).encode())
+        name = path_below_model(weight.path)
+        digest.update(repr((name, array.shape, str(array.dtype))).encode())
         digest.update(array.tobytes())
     images = source.dataset.map(lambda image, _: image)
     if source.read:

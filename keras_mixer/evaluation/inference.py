@@ -11,12 +11,12 @@ from rich.console import Console
 from rich.progress import track
 
 from keras_mixer.data import Source, evaluation_batches
-from keras_mixer.models import MLPMixer, check_mixer
+from keras_mixer.models import find_mixer
 from keras_mixer.preprocessing import Preprocessing
 
 
 def outputs(
-    model: MLPMixer,
+    model: keras.Model,
     source: Source,
     *,
     node: str | None = None,
@@ -31,10 +31,10 @@ def outputs(
     of the padding are left out.
 
     Args:
-        model: An `MLPMixer`.
+        model: A Keras model that is a Mixer or holds one at any depth.
         source: The `data.Source` of the examples.
-        node: Name of the node to return, such as `"pre_logits"`; `None` for the
-            model's own output.
+        node: Name of the node of the Mixer inside to return, such as `"pre_logits"`;
+            `None` for the model's own output.
         batch_size: Images per step. Positive.
         preprocessing: The `Preprocessing` record of the images; `None` for the model's
             own. The value range is always the model's.
@@ -48,18 +48,18 @@ def outputs(
         ImportError: If TensorFlow, which reads the images, is not installed.
         ValueError: If an argument is out of its range.
     """
-    check_mixer(model)
+    found = find_mixer(model)
+    network = model
+    if node:
+        found = find_mixer(found.mixer)  # without what lies before it
+        network = keras.Model(found.mixer.input, found.mixer.get_layer(node).output)
     batches = evaluation_batches(
         source,
-        image_size=model.input_shape[1:3],
+        image_size=found.image_shape[:2],
         batch_size=batch_size,
-        preprocessing=preprocessing or model.preprocessing,
+        preprocessing=preprocessing or found.preprocessing,
         pad=True,
     )
-    network = model.features(node) if node else model
-    scale, offset = 1.0, 0.0
-    if not model.config["include_preprocessing"]:
-        scale, offset = model.preprocessing.scale, model.preprocessing.offset
     console = Console(stderr=True)
     for images, labels, weights in track(
         batches.as_numpy_iterator(),
@@ -69,7 +69,7 @@ def outputs(
         transient=True,
         disable=not (progress and console.is_terminal),
     ):
-        values = network.predict_on_batch(images * scale + offset)
+        values = network.predict_on_batch(images * found.scale + found.offset)
         real = weights > 0
         yield keras.ops.convert_to_numpy(values)[real], labels.argmax(axis=1)[real]
 

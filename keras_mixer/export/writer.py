@@ -36,7 +36,7 @@ from keras_mixer.export.runtimes import (
     write_torch,
 )
 from keras_mixer.files import atomic_replace
-from keras_mixer.models import check_mixer, plain_model
+from keras_mixer.models import as_mixer, plain_model
 
 _BACKENDS = ("jax", "tensorflow", "torch")
 
@@ -99,7 +99,9 @@ def export(model, path, *, format=None, calibration_images=None, overwrite=False
     An int8 file must be within `INT8_TOLERANCE` on the calibration images.
 
     Args:
-        model: An `MLPMixer` of any dtype policy. LoRA adapters are merged.
+        model: An `MLPMixer` of any dtype policy, or a Keras model around one that
+            `models.as_mixer` takes: with augmentation and dropout, which are left out,
+            and one dense layer as its head. LoRA adapters are merged.
         path: Where to write. OpenVINO writes two files, `.xml` and `.bin`.
         format: `"onnx"`, `"openvino"`, `"tf_saved_model"`, `"litert"` or `"torch"`;
             `None` for that of the ending: `.onnx`, `.xml`, none, `.tflite`, `.pt2`.
@@ -120,7 +122,7 @@ def export(model, path, *, format=None, calibration_images=None, overwrite=False
             be written in the format, or the file computes something else; then nothing
             is left of it.
     """
-    check_mixer(model)
+    mixer = as_mixer(model)
     path = Path(path)
     format = _chosen_format(path, format)
     _check_possible(format)
@@ -128,15 +130,15 @@ def export(model, path, *, format=None, calibration_images=None, overwrite=False
     chosen, arguments = _FORMATS[format], {}
     int8 = calibration_images is not None
     if int8:
-        calibration_images = _check_images(model, calibration_images, format)
+        calibration_images = _check_images(mixer, calibration_images, format)
         arguments["calibration_images"] = calibration_images
         images = calibration_images[:_NUM_COMPARED]
     else:
-        images = _noise(model)
+        images = _noise(mixer)
 
     # A GPU may multiply float32 with fewer bits than the tolerance is made for.
     with keras.device("cpu"):
-        plain = plain_model(model)
+        plain = plain_model(mixer)
         expected = keras.ops.convert_to_numpy(plain(images))
     _check_close(
         keras.ops.convert_to_numpy(model(images)),
@@ -148,7 +150,7 @@ def export(model, path, *, format=None, calibration_images=None, overwrite=False
         new = stack.enter_context(atomic_replace(path))
         if chosen.ending == ".xml":
             new_weights = stack.enter_context(atomic_replace(path.with_suffix(".bin")))
-        chosen.write(model, plain, new, **arguments)
+        chosen.write(mixer, plain, new, **arguments)
         difference = _check_close(
             _in_two_batches(chosen.load(new), images),
             expected,

@@ -28,11 +28,11 @@ from keras_mixer.checkpoints import (
 from keras_mixer.files import atomic_replace
 from keras_mixer.hub.publish import from_pretrained
 from keras_mixer.hub.repository import write_repository
-from keras_mixer.models import MLPMixer, mlp_mixer, save_official
+from keras_mixer.models import as_mixer, find_mixer, mlp_mixer, save_official
 from keras_mixer.preprocessing import Preprocessing
 
 _WRITERS = {
-    ".npz": save_official,
+    ".npz": lambda model, path: save_official(as_mixer(model), path),
     ".weights.h5": lambda model, path: model.save_weights(path),
     ".keras": lambda model, path: model.save(path),
 }
@@ -56,7 +56,8 @@ def read_model(source, *, input_shape=None, approximate_gelu=None, value_range=N
         value_range: What the pixel values 0 and 255 become; `None` for (-1, 1).
 
     Returns:
-        An `MLPMixer`, not compiled.
+        An `MLPMixer`, not compiled. Of a `.keras` file with a model around a Mixer,
+        what `models.as_mixer` makes of it, or else that model itself.
 
     Raises:
         OSError: If the source cannot be read (`FileNotFoundError` if there is none).
@@ -195,12 +196,16 @@ def _read_keras(path):
         raise ValueError(
             f"{str(path)!r} cannot be read: {str(error) or type(error).__name__}"
         ) from error
-    if not isinstance(model, MLPMixer):
+    try:
+        find_mixer(model)
+    except ValueError as error:
         raise ValueError(
-            f"{str(path)!r} must hold an `MLPMixer` of this package. "
-            f"Received: {type(model).__name__}"
-        )
-    return model
+            f"{str(path)!r} must hold a Mixer of this package. {error}"
+        ) from error
+    try:
+        return as_mixer(model)
+    except ValueError:  # quantized, or of more layers than a Mixer has
+        return model
 
 
 def _ending(target):

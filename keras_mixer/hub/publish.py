@@ -71,7 +71,8 @@ def push_to_hub(
     not sent again; if all is, there is no new commit.
 
     Args:
-        model: An `MLPMixer`, fine-tuned or not. It is published in float32.
+        model: An `MLPMixer`, fine-tuned or not, or a Keras model around one that
+            `models.as_mixer` takes. It is published in float32.
         repo_id: `"owner/name"`. The repository is made if it is missing.
         private: Whether only its owner can see it. `None` leaves it as it is, and makes
             a new one as the owner's settings say.

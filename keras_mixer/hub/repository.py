@@ -26,7 +26,7 @@ from keras_mixer.checkpoints import (
 )
 from keras_mixer.files import sha256_of
 from keras_mixer.hub.card import PROVENANCE, write_card
-from keras_mixer.models import MLPMixer, mlp_mixer, plain_model
+from keras_mixer.models import as_mixer, mlp_mixer, plain_model
 from keras_mixer.variants import parameter_count
 
 
@@ -34,7 +34,8 @@ def write_repository(model, folder, *, card=None, provenance=None, **facts):
     """Write the files of a published repository into an empty or new folder.
 
     Args:
-        model: An `MLPMixer` that is not quantized. Its weights are written in float32.
+        model: An `MLPMixer` that is not quantized, or a Keras model around one that
+            `models.as_mixer` takes. Its weights are written in float32.
         folder: Where to write.
         card: Text of `README.md`; `None` to write one.
         provenance: What is told of the origin of the weights, as text, under the keys
@@ -47,6 +48,7 @@ def write_repository(model, folder, *, card=None, provenance=None, **facts):
         ValueError: If the model cannot be published, the folder is not empty, or
             `provenance` has other keys.
     """
+    model = as_mixer(model)
     _check_publishable(model)
     provenance = dict(provenance or {})
     if unknown := sorted(provenance.keys() - PROVENANCE.keys()):
@@ -102,11 +104,6 @@ def read_repository(fetch, source):
 
 
 def _check_publishable(model):
-    if not isinstance(model, MLPMixer):
-        raise ValueError(
-            "`model` must be an `MLPMixer`, as `keras_mixer.mlp_mixer` and "
-            f"`keras_mixer.MixerB16` return it. Received: {type(model).__name__}"
-        )
     num_classes = model.config["num_classes"]
     if model.labels and len(model.labels) != num_classes:
         raise ValueError(

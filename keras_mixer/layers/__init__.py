@@ -1,8 +1,10 @@
 """The paper's equations as Keras layers: patches, two mixing MLPs, one block.
 
-Nothing here knows about whole models, checkpoints or image preprocessing.
+Below them what all models of layers need: which layers lie inside another, and what a
+weight is called inside its model. Nothing here knows about whole models or checkpoints.
 """
 
+from keras_mixer.layers.dense import Dense
 from keras_mixer.layers.mixer import (
     LAYER_NORM_EPSILON,
     ChannelMixing,
@@ -11,12 +13,17 @@ from keras_mixer.layers.mixer import (
     TokenMixing,
     zero_kernels,
 )
+from keras_mixer.layers.nesting import inner_layers, nested_layers, path_below_model
 
 __all__ = [
     "LAYER_NORM_EPSILON",
     "ChannelMixing",
+    "Dense",
     "MixerBlock",
     "PatchEmbed",
     "TokenMixing",
+    "inner_layers",
+    "nested_layers",
+    "path_below_model",
     "zero_kernels",
 ]

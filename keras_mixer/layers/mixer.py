@@ -6,7 +6,7 @@ Shapes are written with S patches and C = `hidden_dim` channels. With `x` of sha
     u = x + TokenMixing(LayerNorm(x))        # along the S patches, per channel
     y = u + ChannelMixing(LayerNorm(u))      # along the C channels, per patch
 
-Nothing here knows about whole models, checkpoints or image preprocessing.
+Nothing here knows about whole models or checkpoints.
 
 Source: Tolstikhin et al. 2021, "MLP-Mixer: An all-MLP Architecture for Vision",
 section 2; `vit_jax/models_mixer.py` of google-research/vision_transformer.
@@ -14,6 +14,7 @@ section 2; `vit_jax/models_mixer.py` of google-research/vision_transformer.
 
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Any, Self
 
 import keras
 from keras import ops
@@ -21,6 +22,7 @@ from keras import ops
 from keras_mixer.checks import check_dim, check_image_shape, check_rate
 from keras_mixer.layers.dropout import Dropout
 from keras_mixer.layers.operations import LayerNorm, dense, gelu
+from keras_mixer.preprocessing import Preprocessing
 
 # The official code's value (Flax's default); Keras's own default is 1e-3.
 LAYER_NORM_EPSILON = 1e-6
@@ -55,6 +57,12 @@ class PatchEmbed(keras.layers.Layer):
         hidden_dim: Width of a token (C in the paper). Positive.
         patch_size: Edge of a square patch in pixels (P in the paper). Positive.
 
+    Attributes:
+        preprocessing: The `Preprocessing` record of the images that the weights were
+            trained on, or `None`. It computes nothing, but it is saved, and comes along
+            into clones and into new models around the layer.
+        image_shape: `(height, width, channels)` once the layer is built.
+
     Input shape: `(batch, height, width, channels)`.
     Output shape: `(batch, S, hidden_dim)`, `S = height * width / patch_size**2`.
 
@@ -66,13 +74,17 @@ class PatchEmbed(keras.layers.Layer):
     code.
     """
 
-    def __init__(self, hidden_dim, patch_size, **kwargs):
+    preprocessing: Preprocessing | None = None
+    image_shape: tuple[int, int, int] | None = None
+
+    def __init__(self, hidden_dim: int, patch_size: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.hidden_dim = check_dim("hidden_dim", hidden_dim)
         self.patch_size = check_dim("patch_size", patch_size)
 
-    def build(self, input_shape):
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
         self.compute_output_shape(input_shape)
+        self.image_shape = check_image_shape(input_shape[1:], self.patch_size)
         self.projection = keras.layers.Conv2D(
             self.hidden_dim,
             self.patch_size,
@@ -96,11 +108,23 @@ class PatchEmbed(keras.layers.Layer):
         return (input_shape[0], num_patches, self.hidden_dim)
 
     def get_config(self):
-        return {
+        config = {
             **super().get_config(),
             "hidden_dim": self.hidden_dim,
             "patch_size": self.patch_size,
         }
+        if self.preprocessing:
+            config["preprocessing"] = self.preprocessing.to_dict()
+        return config
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Self:
+        config = dict(config)
+        record = config.pop("preprocessing", None)
+        layer = super().from_config(config)
+        if record:
+            layer.preprocessing = Preprocessing.from_dict(record)
+        return layer
 
 
 class _MLP(keras.layers.Layer):

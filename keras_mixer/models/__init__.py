@@ -16,6 +16,8 @@ from keras_mixer.models.family import (
     MixerS32,
     MixerTi4,
 )
+from keras_mixer.models.find_mixer import FoundMixer, find_mixer
+from keras_mixer.models.images import decode_predictions, preprocess
 from keras_mixer.models.mixer import (
     MLPMixer,
     check_mixer,
@@ -26,9 +28,11 @@ from keras_mixer.models.mixer import (
 )
 from keras_mixer.models.rebuild import rebuilt
 from keras_mixer.models.resize import resize
+from keras_mixer.models.unwrap import as_mixer
 
 __all__ = [
     "CONSTRUCTORS",
+    "FoundMixer",
     "MLPMixer",
     "MixerB16",
     "MixerB32",
@@ -39,11 +43,15 @@ __all__ = [
     "MixerS16",
     "MixerS32",
     "MixerTi4",
+    "as_mixer",
     "check_mixer",
+    "decode_predictions",
+    "find_mixer",
     "load_weights",
     "mlp_mixer",
     "model_weights",
     "plain_model",
+    "preprocess",
     "rebuilt",
     "resize",
     "save_official",

@@ -7,9 +7,11 @@ Every block is a named node of the graph (`stem`, `block_0` ... `block_{N-1}`,
 Source: paper, section 2 and figure 1; `MlpMixer` of `vit_jax/models_mixer.py`.
 """
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 
 import keras
+import numpy as np
 
 from keras_mixer.checkpoints import (
     check_weights,
@@ -21,10 +23,14 @@ from keras_mixer.checks import check_dim, check_image_shape, check_rate
 from keras_mixer.host_values import host_value
 from keras_mixer.layers import (
     LAYER_NORM_EPSILON,
+    Dense,
     MixerBlock,
     PatchEmbed,
+    nested_layers,
+    path_below_model,
     zero_kernels,
 )
+from keras_mixer.models.find_mixer import stems_of
 from keras_mixer.preprocessing import Preprocessing
 from keras_mixer.variants import weight_shapes
 
@@ -46,12 +52,51 @@ class MLPMixer(keras.Model):
     images are prepared and what its classes are called; both are saved with it.
 
     Attributes:
-        preprocessing: The `Preprocessing` record of the weights.
-        labels: One name per class, or `None`.
+        preprocessing: The `Preprocessing` record of the weights. It lies in the stem,
+            and so in every clone and every other model around it.
+        labels: One name per class, or `None`. They lie in the layer of the outputs: a
+            new head has none.
     """
 
+<<<<<<< HEAD
     preprocessing = Preprocessing()
     labels: tuple[str, ...] | None = None
+=======
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """The `Preprocessing` record of the weights."""
+        records = [stem.preprocessing for stem in stems_of(self)]
+        return (records and records[0]) or Preprocessing()
+
+    @preprocessing.setter
+    def preprocessing(self, record: Preprocessing) -> None:
+        for stem in stems_of(self):
+            stem.preprocessing = record
+
+    @property
+    def labels(self) -> tuple[str, ...] | None:
+        """One name per class, or `None`."""
+        if len(self.outputs) != 1:
+            return None
+        return getattr(self.layers[-1], "labels", None)
+
+    @labels.setter
+    def labels(self, labels: Sequence[str] | None) -> None:
+        self.layers[-1].labels = tuple(labels) if labels else None
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the graph is that of `mlp_mixer`, without other layers."""
+        names = [layer.name for layer in self.layers]
+        blocks = [f"block_{i}" for i in range(len(self.blocks))]
+        body = ["stem", *blocks, "pre_head_layer_norm", "pre_logits"]
+        start = 2 if names[1:2] == ["normalization"] else 1
+        return (
+            names[start:] in (body, [*body, "head"])
+            and len(self.operations) == len(names)
+            and not any(isinstance(layer, keras.Model) for layer in self.layers)
+        )
+>>>>>>> fda0fd4 (find_mixer: the Mixer inside any Keras model tells how its images are prepared)
 
     @property
     def blocks(self):
@@ -116,7 +161,8 @@ class MLPMixer(keras.Model):
         labels = config.pop("labels")
         model = super().from_config(config, custom_objects=custom_objects)
         model.preprocessing = preprocessing
-        model.labels = tuple(labels) if labels else None
+        if labels:
+            model.labels = labels
         return model
 
 
@@ -231,7 +277,7 @@ def mlp_mixer(
             dtype=dtype,
         )
     if arrays:
-        _assign(model, arrays)
+        set_weights(model, arrays, new_head=not _has_head(arrays))
     return model
 
 
@@ -263,7 +309,9 @@ def _build(
             dtype=float32,
             name="normalization",
         )(x)
-    x = PatchEmbed(hidden_dim, patch_size, dtype=dtype, name="stem")(x)
+    stem = PatchEmbed(hidden_dim, patch_size, dtype=dtype, name="stem")
+    stem.preprocessing = preprocessing
+    x = stem(x)
     for i in range(num_blocks):
         x = MixerBlock(
             tokens_mlp_dim,
@@ -281,16 +329,14 @@ def _build(
         data_format="channels_last", dtype=float32, name="pre_logits"
     )(x)
     if num_classes:
-        x = keras.layers.Dense(
+        x = Dense(
             num_classes,
             activation=classifier_activation,
             kernel_initializer="zeros",
             dtype=float32,
             name="head",
         )(x)
-    model = MLPMixer(images, x, name=name)
-    model.preprocessing = preprocessing
-    return model
+    return MLPMixer(images, x, name=name)
 
 
 def _at_least_float32(dtype):
@@ -337,14 +383,40 @@ def load_weights(model, path):
     config = model.config
     sizes = {name: config[name] for name in (*_SIZES, "input_shape")}
     arrays, *_ = _read_for(path, sizes, config["num_classes"])
-    _assign(model, arrays)
+    set_weights(model, arrays, new_head=not _has_head(arrays))
 
 
-def _assign(model, arrays):
-    """Set the weights, and let go of each array once it is set."""
-    for variable in model.weights:
-        if variable.path in arrays:
-            variable.assign(arrays.pop(variable.path))
+def _has_head(arrays: dict[str, np.ndarray]) -> bool:
+    return "head/kernel" in arrays
+
+
+def set_weights(
+    model: keras.Model, arrays: dict[str, np.ndarray], *, new_head: bool = False
+) -> None:
+    """Set every weight of a Mixer, and let go of each array once it is set.
+
+    Args:
+        model: An `MLPMixer` without adapters, not quantized.
+        arrays: By the paths of the variables below the model. Emptied.
+        new_head: Whether the head keeps its own weights.
+
+    Raises:
+        ValueError: If an array has no variable or a variable no array. Nothing is set
+            then.
+    """
+    variables = {path_below_model(v.path): v for v in model.weights}
+    if new_head:
+        variables = {k: v for k, v in variables.items() if not k.startswith("head/")}
+    if variables.keys() != arrays.keys():
+        missing = sorted(variables.keys() - arrays.keys())
+        left = sorted(arrays.keys() - variables.keys())
+        raise ValueError(
+            "Every weight of the model needs one array, and every array one weight. "
+            f"Received: no array for {len(missing)} ({', '.join(missing[:3])}), no "
+            f"weight for {len(left)} ({', '.join(left[:3])})"
+        )
+    for path, variable in variables.items():
+        variable.assign(arrays.pop(path))
 
 
 def save_official(model, path):
@@ -364,14 +436,25 @@ def save_official(model, path):
     write_official(path, model_weights(model))
 
 
-def model_weights(model):
-    """Return the float32 arrays of a Mixer's weights by the paths of its variables.
+def model_weights(model: keras.layers.Layer) -> dict[str, np.ndarray]:
+    """Return the float32 arrays of a Mixer's weights by their paths below the model.
+
+    Args:
+        model: An `MLPMixer`, or one of its layers: then the paths start below it. LoRA
+            adapters are merged into their kernels.
 
     Raises:
         ValueError: If a layer is quantized.
     """
-    weights = {}
-    for layer in model._flatten_layers(include_self=False):
+    weights: dict[str, object] = {}
+    lora = []
+    whole = isinstance(model, keras.Model)
+    above = 0 if whole else len(path_below_model(model.path)) + 1
+
+    def below(path: str) -> str:
+        return path_below_model(path)[above:]
+
+    for layer in (*([] if whole else [model]), *nested_layers(model)):
         if layer.quantization_mode is not None:
             raise ValueError(
                 "A quantized model has no float weights to give. Received: "
@@ -380,20 +463,23 @@ def model_weights(model):
             )
         if getattr(layer, "lora_enabled", False):
             # Their sum is what the layer computes with.
-            weights[f"{layer.path}/kernel"] = layer.kernel
+            weights[below(f"{layer.path}/kernel")] = layer.kernel
+            lora += [layer.lora_kernel_a, layer.lora_kernel_b]
+    adapters = set(map(id, lora))
     for variable in model.weights:
-        if "/lora_kernel_" not in variable.path:
-            weights.setdefault(variable.path, variable)
+        if id(variable) not in adapters:
+            weights.setdefault(below(variable.path), variable)
     return {
         path: host_value(keras.ops.cast(value, "float32"))
         for path, value in weights.items()
     }
 
 
-def check_mixer(model):
-    """Raise a `ValueError` unless `model` is an `MLPMixer`."""
+def check_mixer(model: object) -> None:
+    """Raise a `ValueError` unless `model` is an `MLPMixer` itself, not around one."""
     if not isinstance(model, MLPMixer):
         raise ValueError(
             "`model` must be an `MLPMixer`, as `keras_mixer.mlp_mixer` and "
-            f"`keras_mixer.MixerB16` return it. Received: {type(model).__name__}"
+            f"`keras_mixer.MixerB16` return it. Received: {type(model).__name__}. "
+            "`keras_mixer.models.as_mixer` makes one of a model around it."
         )

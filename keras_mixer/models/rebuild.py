@@ -1,7 +1,7 @@
 """The weights of a model in one that was built with other arguments."""
 
 from keras_mixer.layers import zero_kernels
-from keras_mixer.models.mixer import mlp_mixer, model_weights
+from keras_mixer.models.mixer import mlp_mixer, model_weights, set_weights
 
 
 def rebuilt(model, *, labels=None, dtype=None, **changes):
@@ -38,8 +38,8 @@ def rebuilt(model, *, labels=None, dtype=None, **changes):
             dtype=dtype,
         )
     arrays = model_weights(model)
-    for weight in new.weights:
-        if not (new_head and weight.path.startswith("head/")):
-            weight.assign(arrays[weight.path])
+    if new_head:
+        arrays = {k: a for k, a in arrays.items() if not k.startswith("head/")}
+    set_weights(new, arrays, new_head=new_head)
     new.labels = labels
     return new

@@ -15,8 +15,8 @@ import numpy as np
 
 from keras_mixer.checks import check_image_shape
 from keras_mixer.host_values import host_value
-from keras_mixer.layers import zero_kernels
-from keras_mixer.models.mixer import MLPMixer, mlp_mixer
+from keras_mixer.layers import nested_layers, path_below_model, zero_kernels
+from keras_mixer.models.mixer import MLPMixer, mlp_mixer, set_weights
 
 METHODS = ("auto", "block_diagonal", "interpolate")
 
@@ -222,17 +222,18 @@ def _check_input_shape(input_shape, config):
 
 def _copy_weights(model, resized, transform):
     """Assign to `resized` the weights of `model`, token mixing through `transform`."""
-    arrays = {w.path: host_value(w) for w in model.weights}
+    arrays = {path_below_model(w.path): host_value(w) for w in model.weights}
     for block in resized.blocks:
         mixing = [f"{block.name}/token_mixing/{weight}" for weight in _MIXING_WEIGHTS]
         new = transform(*(arrays[path] for path in mixing))
         arrays.update(zip(mixing, new, strict=True))
-    for weight in resized.weights:
-        weight.assign(arrays[weight.path])
+    set_weights(resized, arrays)
 
 
 def _copy_trainable(model, resized):
     # Outer layers come first: freezing one also freezes all inside it.
-    pairs = zip(model._flatten_layers(), resized._flatten_layers(), strict=True)
-    for layer, new_layer in pairs:
+    resized.trainable = model.trainable
+    for layer, new_layer in zip(
+        nested_layers(model), nested_layers(resized), strict=True
+    ):
         new_layer.trainable = layer.trainable

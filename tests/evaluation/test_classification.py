@@ -237,5 +237,5 @@ def test_a_model_of_other_classes_is_an_error():
 def test_a_model_without_a_head_is_an_error():
     with pytest.raises(ValueError, match="must have a head.*`fewshot.evaluate`"):
         evaluate(drawn_model(num_classes=0), source())
-    with pytest.raises(ValueError, match="`model` must be an `MLPMixer`"):
+    with pytest.raises(ValueError, match="`model` must be a Keras model"):
         evaluate(None, source())

@@ -152,5 +152,5 @@ def test_a_failed_write_leaves_no_file(passes, monkeypatch, tmp_path):
 
 
 def test_only_a_mixer_has_features():
-    with pytest.raises(ValueError, match="`model` must be an `MLPMixer`"):
+    with pytest.raises(ValueError, match="`model` must be a Keras model"):
         extract(None, source_of(photos()))

@@ -77,7 +77,7 @@ def test_labels_are_read_without_the_images():
 
 def test_errors_name_the_argument():
     source = keras_mixer.data.from_arrays(*photos())
-    with pytest.raises(ValueError, match="`model` must be an `MLPMixer`.*list"):
+    with pytest.raises(ValueError, match="`model` must be a Keras model.*list"):
         next(outputs([], source))
     with pytest.raises(ValueError, match="`batch_size` must be a positive integer"):
         next(outputs(drawn_model(), source, batch_size=0))

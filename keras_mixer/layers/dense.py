@@ -1,0 +1,51 @@
+"""Keras's dense layer with what a Mixer needs to keep: names of classes, LoRA."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import keras
+from keras import ops
+
+
+@keras.saving.register_keras_serializable("keras_mixer")
+class Dense(keras.layers.Dense):
+    """`activation(x kernel + bias)`, Keras's layer, with two additions.
+
+    It knows what its outputs are called, so that a clone of a head, or a new model
+    around it, keeps the names. And with LoRA it can be trained on after it was loaded:
+    Keras saves the sum of kernel and adapter, and then sets both factors of the adapter
+    to zero, where no gradient reaches either.
+
+    The class has the name of Keras's own, because Keras files weights by that name.
+
+    Args:
+        units: Number of outputs. Positive.
+        labels: One name per output, or `None`.
+        **kwargs: Arguments of `keras.layers.Dense`.
+
+    Input shape: `(batch, ..., n)`. Output shape: `(batch, ..., units)`.
+    """
+
+    def __init__(
+        self, units: int, *, labels: Sequence[str] | None = None, **kwargs: Any
+    ) -> None:
+        super().__init__(units, **kwargs)
+        self.labels = tuple(labels) if labels else None
+
+    def quantize(
+        self, mode: str | None = None, type_check: bool = True, config: Any = None
+    ) -> None:
+        # Keras quantizes no subclass unasked; this one computes what its own does.
+        super().quantize(mode, type_check=False, config=config)
+
+    def load_own_variables(self, store: Mapping[str, Any]) -> None:
+        super().load_own_variables(store)
+        if self.lora_enabled:
+            initializer = keras.initializers.HeUniform()
+            shape = self.lora_kernel_a.shape
+            self.lora_kernel_a.assign(initializer(shape, "float32"))
+            self.lora_kernel_b.assign(ops.zeros_like(self.lora_kernel_b))
+
+    def get_config(self) -> dict[str, Any]:
+        config = super().get_config()
+        return {**config, "labels": list(self.labels)} if self.labels else config

@@ -1,0 +1,198 @@
+"""A Keras model around a Mixer as one plain Mixer that computes the same.
+
+The usual form of fine-tuning is augmentation, a Mixer without a head, dropout and a
+dense layer. What acts in training only falls away, the dense layer becomes the head.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import keras
+import numpy as np
+
+from keras_mixer.layers import LAYER_NORM_EPSILON, MixerBlock, PatchEmbed, zero_kernels
+from keras_mixer.models.find_mixer import FoundMixer, find_mixer, has_no_effect
+from keras_mixer.models.mixer import MLPMixer, mlp_mixer, model_weights, set_weights
+
+# Relative; other than in structure, the two differ by half precision at most.
+_TOLERANCE = 0.05
+
+
+def as_mixer(model: keras.Model) -> MLPMixer:
+    """Return an `MLPMixer` that predicts what `model` does; a Mixer itself as it is.
+
+    Args:
+        model: A Keras model as `find_mixer` takes it. Around the Mixer there may be
+            layers that act in training only, rescaling before it, and one dense layer
+            with an activation after it.
+
+    Returns:
+        An `MLPMixer` in float32 with the weights, the record of the images and the
+        labels of `model`, not compiled. LoRA adapters are merged.
+
+    Raises:
+        ValueError: If `model` computes something that an `MLPMixer` cannot; the message
+            names the layer.
+    """
+    if isinstance(model, MLPMixer) and model.is_whole:
+        return model
+    found = find_mixer(model)
+    parts = _Parts(found)
+    with zero_kernels():
+        mixer = mlp_mixer(
+            **parts.sizes,
+            input_shape=found.image_shape,
+            num_classes=parts.head.units if parts.head else 0,
+            classifier_activation=parts.activation,
+            preprocessing=parts.record,
+            include_preprocessing=found.normalizes,
+            name=model.name,
+        )
+    set_weights(mixer, parts.weights())
+    if parts.head:
+        mixer.labels = found.labels
+    _check_equal(model, mixer, found)
+    return mixer
+
+
+class _Parts:
+    """The layers of a chain around a Mixer, each in its place."""
+
+    def __init__(self, found: FoundMixer) -> None:
+        self.found = found
+        layers = list(_chain(found.model))
+        stems = [i for i, layer in enumerate(layers) if isinstance(layer, PatchEmbed)]
+        if len(stems) != 1:
+            raise self._refused(f"{len(stems)} Mixers in a row")
+        before, self.stem, after = (
+            layers[: stems[0]],
+            layers[stems[0]],
+            layers[stems[0] + 1 :],
+        )
+        if tuple(found.image_shape) != self.stem.image_shape:
+            raise self._refused(f"images that are resized to {self.stem.image_shape}")
+        self.record = self._record(before)
+        self.blocks = [layer for layer in after if isinstance(layer, MixerBlock)]
+        num_blocks = len(self.blocks)
+        rest = [layer for layer in after[num_blocks:] if not has_no_effect(layer)]
+        if not num_blocks or after[:num_blocks] != self.blocks or len(rest) < 2:
+            raise self._refused("blocks that do not follow each other")
+        self.norm, pooling, *head = rest
+        if not (
+            isinstance(self.norm, keras.layers.LayerNormalization)
+            and self.norm.epsilon == LAYER_NORM_EPSILON
+            and isinstance(pooling, keras.layers.GlobalAveragePooling1D)
+        ):
+            raise self._refused(f"{self.norm.name!r} and {pooling.name!r} after them")
+        self.head, self.activation = self._read_head(head)
+
+    @property
+    def sizes(self) -> dict:
+        """The arguments of `mlp_mixer` that the layers tell."""
+        block = self.blocks[-1]
+        return {
+            "patch_size": self.stem.patch_size,
+            "hidden_dim": self.stem.hidden_dim,
+            "num_blocks": len(self.blocks),
+            "tokens_mlp_dim": block.tokens_mlp_dim,
+            "channels_mlp_dim": block.channels_mlp_dim,
+            "approximate_gelu": block.approximate_gelu,
+            "dropout_rate": block.dropout_rate,
+            "stochastic_depth_rate": block.stochastic_depth_rate,
+        }
+
+    def weights(self) -> dict[str, np.ndarray]:
+        """Return the weights by the paths that they have in a Mixer."""
+        nodes = [("stem", self.stem), ("pre_head_layer_norm", self.norm)]
+        nodes += [(f"block_{i}", block) for i, block in enumerate(self.blocks)]
+        if self.head:
+            nodes.append(("head", self.head))
+        return {
+            f"{node}/{name}": array
+            for node, layer in nodes
+            for name, array in model_weights(layer).items()
+        }
+
+    def _record(self, before: list[keras.layers.Layer]):
+        """Return the record, with the normalisation that lies in the graph."""
+        record = self.found.preprocessing
+        scale, offset = 1.0, 0.0
+        for layer in before:
+            if isinstance(layer, keras.layers.Rescaling):
+                if np.size(layer.scale) > 1 or np.size(layer.offset) > 1:
+                    raise self._refused(f"one scale per channel in {layer.name!r}")
+                scale = scale * float(layer.scale)
+                offset = offset * float(layer.scale) + float(layer.offset)
+            elif layer.weights:
+                raise self._refused(f"{layer.name!r} before it")
+        if self.found.value_range == record.value_range:
+            return record
+        if not self.found.normalizes or scale <= 0:
+            raise self._refused("another range of pixel values")
+        ours = np.allclose((record.scale, record.offset), (scale, offset), rtol=1e-5)
+        if ours:
+            return record
+        return replace(record, value_range=(offset, 255 * scale + offset))
+
+    def _read_head(self, layers: list[keras.layers.Layer]):
+        """Return the dense layer of the head and the name of its activation."""
+        if not layers:
+            return None, None
+        head, *activations = layers
+        if not isinstance(head, keras.layers.Dense) or not head.use_bias:
+            raise self._refused(f"{head.name!r} after the pooling")
+        activation = head.activation
+        if activations:
+            last, *others = activations
+            activation = _activation_of(last)
+            linear = head.activation is keras.activations.linear
+            if others or activation is None or not linear:
+                raise self._refused(f"{activations[-1].name!r} after {head.name!r}")
+        return head, keras.activations.serialize(activation)
+
+    def _refused(self, what: str) -> ValueError:
+        return ValueError(
+            "`model` must be what one `MLPMixer` can compute: layers that act in "
+            "training only, a rescaling, the Mixer, and one dense layer with a bias "
+            f"and an activation. Received: {self.found.model.name!r} with {what}. Save "
+            "it with `model.save`, or give it such a head."
+        )
+
+
+def _chain(model: keras.Model) -> Iterator[keras.layers.Layer]:
+    for layer in model.layers:
+        if isinstance(layer, keras.Model | keras.layers.Pipeline):
+            yield from _chain(layer)
+        elif not isinstance(layer, keras.layers.InputLayer):
+            yield layer
+
+
+def _activation_of(layer: keras.layers.Layer):
+    if isinstance(layer, keras.layers.Activation):
+        return layer.activation
+    if isinstance(layer, keras.layers.Softmax) and layer.axis == -1:
+        return keras.activations.softmax
+    if type(layer) is keras.layers.ReLU and layer.max_value is None:
+        return keras.activations.relu
+    return None
+
+
+def _check_equal(model: keras.Model, mixer: MLPMixer, found: FoundMixer) -> None:
+    """Raise unless both give the same for drawn images: a graph may be no chain."""
+    shape = (2, *found.image_shape)
+    images = np.random.default_rng(0).uniform(0, 255, shape) * found.scale
+    images = (images + found.offset).astype("float32")
+    expected, outputs = (
+        keras.ops.convert_to_numpy(each(images, training=False)).astype("float64")
+        for each in (model, mixer)
+    )
+    size = np.linalg.norm(expected)
+    if (
+        expected.shape != outputs.shape
+        or not np.linalg.norm(expected - outputs) <= _TOLERANCE * size
+    ):
+        raise ValueError(
+            "`model` must be what one `MLPMixer` can compute. Received: "
+            f"{model.name!r}, whose outputs differ from those of its layers one after "
+            "another. Save it with `model.save`, or take a graph without branches."
+        )
