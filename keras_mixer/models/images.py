@@ -7,8 +7,8 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from keras_mixer import labels as label_lists
 from keras_mixer.labels import Prediction
+from keras_mixer.labels import decode_predictions as decode_by_names
 from keras_mixer.models.find_mixer import find_mixer
 from keras_mixer.preprocessing import prepare_images
 
@@ -80,4 +80,4 @@ def decode_predictions(
     """
     if isinstance(labels, keras.Model):
         labels = find_mixer(labels).labels
-    return label_lists.decode_predictions(predictions, labels, top)
+    return decode_by_names(predictions, labels, top)

@@ -6,8 +6,8 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from keras_mixer.models import MLPMixer
-from keras_mixer.preprocessing import Preprocessing, decode_image, preprocess
+from keras_mixer.models import MLPMixer, preprocess
+from keras_mixer.preprocessing import Preprocessing, decode_image
 from keras_mixer.visualize.figure import to_float, to_picture
 
 # (left, right, bottom, top) of a part of a picture, in pixels from its upper left.

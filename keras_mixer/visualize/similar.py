@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from keras_mixer.checks import check_dim
-from keras_mixer.models import check_mixer
-from keras_mixer.preprocessing import decode_image, list_images, preprocess
+from keras_mixer.models import as_mixer, preprocess
+from keras_mixer.preprocessing import decode_image, list_images
 from keras_mixer.visualize.figure import TINY, new_figure, to_float, to_picture
 from keras_mixer.visualize.names import short_name, text_style
 
@@ -42,7 +42,7 @@ def similar(
     on: pictures of one class, not of one colour or layout.
 
     Args:
-        model: An `MLPMixer`.
+        model: An `MLPMixer`, or a Keras model that `models.as_mixer` takes.
         image: One image, as `preprocess` takes it: a path, a PIL image or an array.
         folder: Folder of pictures, with the folders below it. If `image` is one of its
             files, that file is left out.
@@ -55,7 +55,7 @@ def similar(
         ValueError: If an argument is out of its range, the folder has no other
             pictures, or a file cannot be read.
     """
-    check_mixer(model)
+    model = as_mixer(model)
     check_dim("count", count)
     check_dim("batch_size", batch_size)
     paths = list_images(folder)
