@@ -277,9 +277,10 @@ def read_labels(
         ValueError: If there are not as many as classes.
     """
     from keras_mixer.labels import label_names
+    from keras_mixer.models import find_mixer
 
     if not options.labels:
-        return model.labels
+        return find_mixer(model).labels
     try:
         names = options.labels.read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError as error:

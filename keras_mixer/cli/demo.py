@@ -70,7 +70,7 @@ def load_digits(model: "MLPMixer", seed: int = 0) -> "tuple[Examples, Examples]"
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
-    from keras_mixer.preprocessing import preprocess
+    from keras_mixer.models import preprocess
 
     digits = load_digits()
     images = preprocess(list(digits.images * (255 / 16)), model)

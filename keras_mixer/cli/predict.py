@@ -192,7 +192,7 @@ def _pictures(
     options: argparse.Namespace, model: "MLPMixer", failed: list[Path]
 ) -> Iterator[_Picture]:
     """Yield the pictures that can be read; name the others on standard error."""
-    from keras_mixer.preprocessing import preprocess
+    from keras_mixer.models import preprocess
 
     for path in options.files:
         try:

@@ -58,10 +58,6 @@ class MLPMixer(keras.Model):
             new head has none.
     """
 
-<<<<<<< HEAD
-    preprocessing = Preprocessing()
-    labels: tuple[str, ...] | None = None
-=======
     @property
     def preprocessing(self) -> Preprocessing:
         """The `Preprocessing` record of the weights."""
@@ -96,7 +92,6 @@ class MLPMixer(keras.Model):
             and len(self.operations) == len(names)
             and not any(isinstance(layer, keras.Model) for layer in self.layers)
         )
->>>>>>> fda0fd4 (find_mixer: the Mixer inside any Keras model tells how its images are prepared)
 
     @property
     def blocks(self):
