@@ -35,9 +35,10 @@ def model(input_shape, *, normalized=False, **record):
     inputs = x = keras.Input(input_shape)
     if normalized:
         x = keras.layers.Rescaling(1 / 127.5, -1.0, name="normalization")(x)
-    record = Preprocessing(**record) if record else None
-    x = PatchEmbed(3, 1, preprocessing=record)(x)
-    return keras.Model(inputs, keras.layers.GlobalAveragePooling1D()(x))
+    stem = PatchEmbed(3, 1)
+    if record:
+        stem.preprocessing = Preprocessing(**record)
+    return keras.Model(inputs, keras.layers.GlobalAveragePooling1D()(stem(x)))
 
 
 def photo(height, width, channels=3, seed=0):
@@ -552,7 +553,7 @@ def test_files_are_refused_for_a_model_of_many_channels(tmp_path):
 def test_a_missing_pillow_is_named(tmp_path, monkeypatch):
     path = save(tmp_path / "a.png", photo(4, 4))
     monkeypatch.setitem(sys.modules, "PIL", None)
-    with pytest.raises(ImportError, match=r"pip install 'keras_mixer\[data\]'"):
+    with pytest.raises(ImportError, match=r"pip install 'keras-mixer\[plot\]'"):
         preprocess(path, plain())
     preprocess(photo(4, 4), plain())  # arrays do not need it
 
