@@ -148,6 +148,8 @@ class _RegistersAfterKeras(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     ) -> importlib.machinery.ModuleSpec | None:
         if name != "keras" and name.rpartition(".")[0] != __name__:
             return None
+        if name == f"{__name__}.__main__":  # Python runs it, it does not import it
+            return None
         spec = importlib.machinery.PathFinder.find_spec(name, path, target)
         if spec is not None and spec.loader is not None:
             self._loaders[name], spec.loader = spec.loader, self

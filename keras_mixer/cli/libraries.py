@@ -1,8 +1,12 @@
 """What other libraries do unasked: lines of a log, and TensorFlow where it is idle."""
 
+import importlib.abc
+import importlib.machinery
 import logging
 import os
 import sys
+from collections.abc import Sequence
+from types import ModuleType
 
 from keras_mixer.cli.early_checks import backend
 
@@ -33,5 +37,19 @@ def leave_out_tensorflow() -> None:
     Keras imports it, five seconds long, to see whether an object that is saved is one
     of TensorFlow's. Not for a process that goes on with something else.
     """
-    if backend() != "tensorflow" and "tensorflow" not in sys.modules:
-        sys.modules["tensorflow"] = None  # type: ignore[assignment]
+    if backend() != "tensorflow":
+        sys.meta_path.insert(0, _NoTensorFlow())
+
+
+class _NoTensorFlow(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Fails to import TensorFlow; whether it is there can still be asked."""
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        if name != "tensorflow":
+            return None
+        return importlib.machinery.ModuleSpec(name, self)
+
+    def exec_module(self, module: ModuleType) -> None:
+        raise ImportError("This command works without TensorFlow.")

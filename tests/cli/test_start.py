@@ -89,6 +89,19 @@ def test_missing_files_and_wrong_names_load_no_backend():
     assert loaded <= {"numpy"}
 
 
+def test_the_package_runs_as_a_module():
+    result = subprocess.run(
+        [sys.executable, "-m", "keras_mixer", "predict", "absent.png"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 1
+    assert result.stderr == (
+        "keras-mixer predict: There is no file or folder 'absent.png'.\n"
+    )
+
+
 @pytest.mark.parametrize(
     ("words", "limit"),
     [(["--help"], 0.4), (["predict", "absent.png"], 0.4)],
