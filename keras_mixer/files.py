@@ -1,15 +1,23 @@
-"""Files that are whole under their name, or absent, whenever the writer is stopped."""
+"""Files and folders: read only where they are regular, written whole or not at all."""
 
 import contextlib
 import hashlib
 import os
 import secrets
+import stat
 import tempfile
+from collections.abc import Iterator
+from io import BufferedReader
 from pathlib import Path
+from typing import IO, Any
+
+
+class NoSuchFileError(FileNotFoundError):
+    """The repository or folder is there, but not with this file."""
 
 
 @contextlib.contextmanager
-def atomic_write(path, mode="b", **options):
+def atomic_write(path: Path, mode: str = "b", **options: Any) -> Iterator[IO[Any]]:
     """Give a new file to write, which takes the name `path` once it is on disk.
 
     Args:
@@ -31,28 +39,8 @@ def atomic_write(path, mode="b", **options):
         temporary.unlink(missing_ok=True)
 
 
-class NoSuchFileError(FileNotFoundError):
-    """The repository or folder is there, but not with this file."""
-
-
-def sha256_of(path):
-    """Return the sha256 of a file, in hex."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def mismatch(path, sha256, size):
-    """Return in which way the file is not the expected one, or ''."""
-    actual = path.stat().st_size
-    if size is not None and actual != size:
-        return f"{size} bytes were expected, {actual} are there"
-    if sha256 is not None and (actual := sha256_of(path)) != sha256:
-        return f"the sha256 {sha256} was expected, it is {actual}"
-    return ""
-
-
 @contextlib.contextmanager
-def atomic_replace(target):
+def atomic_replace(target: str | os.PathLike[str]) -> Iterator[Path]:
     """Give a new path, which takes the place of `target` unless something fails."""
     target = Path(target).absolute()  # Keras saves to no relative folder
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -69,3 +57,77 @@ def atomic_replace(target):
             if old.exists():
                 os.replace(old, target)
             raise
+
+
+def open_regular(path: str | os.PathLike[str]) -> BufferedReader:
+    """Open a regular file to read its bytes.
+
+    Reading a pipe waits for ever, and a device may never end: both are refused, as are
+    folders and links that lead nowhere.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        IsADirectoryError: If it is a folder.
+        OSError: If it is something else, or cannot be opened.
+    """
+    name = str(path)
+    try:
+        # A pipe that nobody writes to would keep `open` waiting.
+        descriptor = os.open(
+            path,
+            os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0),
+        )
+    except FileNotFoundError as error:
+        broken = f": it is a link to {os.readlink(path)!r}" if _is_link(path) else ""
+        raise FileNotFoundError(f"There is no file {name!r}{broken}") from error
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise type(error)(f"Cannot open {name!r}: {reason}") from error
+    mode = os.fstat(descriptor).st_mode
+    if stat.S_ISREG(mode):
+        return os.fdopen(descriptor, "rb")
+    os.close(descriptor)
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(f"{name!r} must be a file. It is a folder")
+    raise OSError(
+        f"{name!r} must be a regular file. It is a pipe, a socket or a device, which "
+        "may never end"
+    )
+
+
+def read_bounded(path: str | os.PathLike[str], max_size: int) -> bytes:
+    """Return the bytes of a regular file that has at most `max_size` of them.
+
+    Raises:
+        OSError: As `open_regular` does.
+        ValueError: If the file is larger.
+    """
+    with open_regular(path) as file:
+        data = file.read(max_size + 1)
+    if len(data) > max_size:
+        raise ValueError(f"it has more than {max_size} bytes")
+    return data
+
+
+def sha256_of(path: str | os.PathLike[str]) -> str:
+    """Return the sha256 of a file, in hex."""
+    with open_regular(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def mismatch(path: str | os.PathLike[str], sha256: str | None, size: int | None) -> str:
+    """Return in which way the file is not the expected one, or ''."""
+    with open_regular(path) as file:
+        actual = os.fstat(file.fileno()).st_size
+        if size is not None and actual != size:
+            return f"{size} bytes were expected, {actual} are there"
+        if sha256 is None:
+            return ""
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != sha256:
+        return f"the sha256 {sha256} was expected, it is {digest}"
+    return ""
+
+
+def _is_link(path: str | os.PathLike[str]) -> bool:
+    return Path(path).is_symlink()

@@ -4,11 +4,13 @@ ImageNet's lists are downloaded once; what a model of this package was fine-tune
 travels with it as `model.labels`.
 """
 
+import hashlib
 import json
 import os
+from collections.abc import Iterable
 from numbers import Integral
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,6 +20,23 @@ IMAGENET1K_ADDRESS = (
 )
 # The folder of the two lists of the official 21,843 classes.
 IMAGENET21K_ADDRESS = "https://storage.googleapis.com/bit_models"
+
+# Of the lines of each file, every one ended by a line feed, so that a list that went
+# through another system is the same. The first has the MD5 that Keras pins for
+# `keras.applications`; the ids are those that timm publishes as
+# `imagenet21k_goog_synsets.txt`, and the lemmas its names of these ids.
+SHA256 = {
+    "imagenet_class_index.json": (
+        "b090d218c425be1c056c8cb9dae307b70e349714712013b5b11265bd2cb9d80a"
+    ),
+    "imagenet21k_wordnet_ids.txt": (
+        "66362bdedf36d933382edca5493fc562dcc17128ce36403c9e730a75f48cb2f2"
+    ),
+    "imagenet21k_wordnet_lemmas.txt": (
+        "860c2ce731aa376d21352403caf83069577a71c26462a618621ccd38ae9c8c7f"
+    ),
+}
+_MAX_SIZE = 2**20  # bytes; the largest list has half as many
 
 CIFAR10_LABELS = tuple(
     "airplane automobile bird cat deer dog frog horse ship truck".split()
@@ -32,7 +51,9 @@ class Prediction(NamedTuple):
     score: float
 
 
-def decode_predictions(predictions, labels=None, top=5):
+def decode_predictions(
+    predictions: Any, labels: str | Iterable[object] | None = None, top: int = 5
+) -> list[list[Prediction]]:
     """Return the `top` classes of each image, best first.
 
     Args:
@@ -41,16 +62,17 @@ def decode_predictions(predictions, labels=None, top=5):
         top: Number of classes per image; all of them if there are fewer.
 
     Returns:
-        One list of `Prediction` per image.
+        One list of `Prediction` per image. Characters of a name that steer a terminal
+        are escaped, as in `printable`.
 
     Raises:
-        OSError: If a label list cannot be downloaded or is damaged.
+        OSError: If a label list cannot be downloaded or is not the published one.
         ValueError: If an argument is out of its range or the labels do not fit.
     """
-    import keras
-
     if not isinstance(top, Integral) or isinstance(top, bool) or top < 1:
         raise ValueError(f"`top` must be a positive integer. Received: top={top!r}")
+    import keras  # slow to import, and the names of a list need it not
+
     scores = np.asarray(keras.ops.convert_to_numpy(predictions), "float32")
     if scores.ndim != 2:
         raise ValueError(
@@ -61,12 +83,26 @@ def decode_predictions(predictions, labels=None, top=5):
 
     order = np.argsort(-scores, axis=1, kind="stable")[:, :top]
     return [
-        [Prediction(*names[i], float(row[i])) for i in best]
+        [Prediction(names[i][0], printable(names[i][1]), float(row[i])) for i in best]
         for row, best in zip(scores, order, strict=True)
     ]
 
 
-def label_names(labels, num_classes):
+def printable(text: object) -> str:
+    r"""Return a text on one line, without what would steer a terminal.
+
+    Line breaks, escape sequences and marks that turn the direction of writing become
+    what Python writes for them, such as `\x1b`.
+    """
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode()
+        for char in str(text)
+    )
+
+
+def label_names(
+    labels: str | Iterable[object] | None, num_classes: int
+) -> tuple[tuple[str, str], ...]:
     """Return a tuple of `(class_id, name)`, one per class.
 
     Args:
@@ -76,7 +112,7 @@ def label_names(labels, num_classes):
         num_classes: Number of classes the names must be for.
 
     Raises:
-        OSError: If a label list cannot be downloaded or is damaged.
+        OSError: If a label list cannot be downloaded or is not the published one.
         ValueError: If the labels are unknown or not `num_classes`.
     """
     if labels is None:
@@ -104,28 +140,19 @@ def label_names(labels, num_classes):
     return names
 
 
-def _numbered(names):
+def _numbered(names: Iterable[object]) -> tuple[tuple[str, str], ...]:
     return tuple((str(i), str(name)) for i, name in enumerate(names))
 
 
-def _imagenet1k():
-    def parse(text):
-        index = json.loads(text)
-        pairs = (index[str(i)] for i in range(1000))
-        return tuple((wordnet_id, name) for wordnet_id, name in pairs)
-
-    return _read_list(IMAGENET1K_ADDRESS, parse)
+def _imagenet1k() -> tuple[tuple[str, str], ...]:
+    index = json.loads("".join(_read_lines(IMAGENET1K_ADDRESS)))
+    pairs = (index[str(i)] for i in range(1000))
+    return tuple((wordnet_id, name) for wordnet_id, name in pairs)
 
 
-def _imagenet21k():
-    def parse(text):
-        lines = text.splitlines()
-        if len(lines) != 21843:
-            raise ValueError(f"{len(lines)} lines where 21843 should be")
-        return lines
-
+def _imagenet21k() -> tuple[tuple[str, str], ...]:
     ids, lemmas = (
-        _read_list(f"{IMAGENET21K_ADDRESS}/imagenet21k_wordnet_{kind}.txt", parse)
+        _read_lines(f"{IMAGENET21K_ADDRESS}/imagenet21k_wordnet_{kind}.txt")
         for kind in ("ids", "lemmas")
     )
     return tuple(zip(ids, lemmas, strict=True))
@@ -138,32 +165,52 @@ _LABEL_LISTS = {
 }
 
 
-def _read_list(address, parse):
-    """Return `parse(text)` of the file at `address`, downloaded once."""
+def _read_lines(address: str) -> list[str]:
+    """Return the lines of the list at `address`, downloaded once."""
+    name = address.rsplit("/", 1)[1]
     cache = Path(os.environ.get("KERAS_HOME") or "~/.keras").expanduser()
-    path = cache / "keras_mixer" / address.rsplit("/", 1)[1]
-    if not path.is_file():
-        path = _download(address, path)
+    path = cache / "keras_mixer" / name
+    if not path.exists():
+        _download(address, path)
+    # Somebody may have put it there: what is wrong is refused, and stays.
     try:
-        return parse(path.read_text(encoding="utf-8"))
-    except (KeyError, TypeError, ValueError) as error:
-        path.unlink()
-        raise OSError(
-            f"The label list {path} was damaged ({error}) and has been deleted. "
-            f"Run again to download it from {address}"
-        ) from error
+        if not path.is_file():
+            raise ValueError("it is no regular file")
+        with open(path, "rb") as file:
+            lines = file.read(_MAX_SIZE).decode().splitlines()
+    except ValueError as error:
+        raise _other_list(path, address, str(error)) from error
+    digest = hashlib.sha256("".join(f"{line}\n" for line in lines).encode())
+    if (actual := digest.hexdigest()) != SHA256[name]:
+        raise _other_list(path, address, f"the sha256 of its lines is {actual}")
+    return lines
 
 
-def _download(address, path):
+def _other_list(path: Path, address: str, reason: str) -> OSError:
+    return OSError(
+        f"The label list {path} is not the published one: {reason}. Delete it, and it "
+        f"is downloaded again from {address}"
+    )
+
+
+def _download(address: str, path: Path) -> None:
+    by_hand = f"fetch {address} elsewhere and put it at {path}"
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+        raise ConnectionError(
+            f"There is no label list {path}, and HF_HUB_OFFLINE forbids to download "
+            f"it. Unset HF_HUB_OFFLINE, or {by_hand}"
+        )
     import keras
 
+    # An absolute `cache_subdir` is the whole place. The file gets its name at the end:
+    # a download that was killed leaves nothing that could be taken for the list.
+    part = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        # An absolute `cache_subdir` is the whole place.
-        return Path(
-            keras.utils.get_file(path.name, address, cache_subdir=str(path.parent))
-        )
+        keras.utils.get_file(part.name, address, cache_subdir=str(part.parent))
+        os.replace(part, path)
     except Exception as error:  # `get_file` raises bare exceptions
         raise ConnectionError(
-            f"Could not download {address} ({error}). Without a connection, fetch the "
-            f"file elsewhere and put it at {path}"
+            f"Could not download {address} ({error}). Without a connection, {by_hand}"
         ) from error
+    finally:
+        part.unlink(missing_ok=True)

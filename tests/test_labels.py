@@ -1,5 +1,6 @@
 """Names of classes: the order of predictions, ImageNet's lists, and every error."""
 
+import hashlib
 import json
 import shutil
 import threading
@@ -33,6 +34,10 @@ def server(tmp_path, monkeypatch):
     )
     (folder / "imagenet21k_wordnet_ids.txt").write_text(ids)
     (folder / "imagenet21k_wordnet_lemmas.txt").write_text(lemmas)
+    for path in folder.iterdir():
+        lines = "".join(f"{line}\n" for line in path.read_text().splitlines())
+        digest = hashlib.sha256(lines.encode()).hexdigest()
+        monkeypatch.setitem(labels_module.SHA256, path.name, digest)
 
     class Handler(SimpleHTTPRequestHandler):
         def log_message(self, *args):
@@ -51,6 +56,7 @@ def server(tmp_path, monkeypatch):
         address = f"http://127.0.0.1:{httpd.server_port}"
         monkeypatch.setenv("KERAS_HOME", str(cache))
         monkeypatch.setenv("no_proxy", "127.0.0.1")
+        monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
         monkeypatch.setattr(labels_module, "IMAGENET21K_ADDRESS", address)
         monkeypatch.setattr(
             labels_module, "IMAGENET1K_ADDRESS", f"{address}/imagenet_class_index.json"
@@ -135,38 +141,73 @@ def test_a_list_that_is_not_there_is_named(server):
     assert not (server.cache / "imagenet21k_wordnet_lemmas.txt").exists()
 
 
-@pytest.mark.parametrize(
-    "labels, name",
-    [
-        ("imagenet1k", "imagenet_class_index.json"),
-        ("imagenet21k", "imagenet21k_wordnet_ids.txt"),
-        ("imagenet21k", "imagenet21k_wordnet_lemmas.txt"),
-    ],
-)
-@pytest.mark.parametrize("damage", ["truncated", "binary", "page", "empty"])
-def test_a_damaged_list_is_deleted_and_reported(server, labels, name, damage):
-    num_classes = {"imagenet1k": 1000, "imagenet21k": 21843}[labels]
+LISTS = [
+    ("imagenet1k", "imagenet_class_index.json"),
+    ("imagenet21k", "imagenet21k_wordnet_ids.txt"),
+    ("imagenet21k", "imagenet21k_wordnet_lemmas.txt"),
+]
+NUM_CLASSES = {"imagenet1k": 1000, "imagenet21k": 21843}
+
+
+@pytest.mark.parametrize("labels, name", LISTS)
+@pytest.mark.parametrize("damage", ["truncated", "binary", "page", "empty", "letter"])
+def test_another_list_is_refused_and_stays(server, labels, name, damage):
     content = (server.folder / name).read_bytes()
     server.cache.mkdir(parents=True)
-    (server.cache / name).write_bytes(
+    path = server.cache / name
+    path.write_bytes(
         {
             "truncated": content[: len(content) // 2],
             "binary": b"\xff\xfe" + content,
             "page": b"<html>Please log in</html>",
             "empty": b"",
+            "letter": content.replace(
+                b"object" if b"obj" in content else b"1", b"x", 1
+            ),
         }[damage]
     )
-    with pytest.raises(OSError, match=rf"{name} was damaged .* deleted.*http://127"):
-        label_names(labels, num_classes)
-    assert not (server.cache / name).exists()
-    assert len(label_names(labels, num_classes)) == num_classes
+    found = path.read_bytes()
+    with pytest.raises(OSError, match=rf"{name} is not .* Delete it.*http://127"):
+        label_names(labels, NUM_CLASSES[labels])
+    assert path.read_bytes() == found
+    path.unlink()  # as the message says
+    assert len(label_names(labels, NUM_CLASSES[labels])) == NUM_CLASSES[labels]
 
 
-@pytest.mark.parametrize("content", ["[]", '{"0": 1}', '{"0": ["a", "b", "c"]}', "7"])
-def test_json_of_another_form_is_damaged_too(server, content):
-    (server.folder / "imagenet_class_index.json").write_text(content)
-    with pytest.raises(OSError, match="was damaged"):
+@pytest.mark.parametrize("labels, name", LISTS)
+def test_other_line_ends_are_the_same_list(server, labels, name):
+    shutil.copytree(server.folder, server.cache)
+    expected = label_names(labels, NUM_CLASSES[labels])
+    path = server.cache / name
+    path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n").removesuffix(b"\r\n"))
+    assert label_names(labels, NUM_CLASSES[labels]) == expected
+
+
+def test_a_wrong_list_of_the_server_is_not_used(server):
+    (server.folder / "imagenet_class_index.json").write_text("{}")
+    with pytest.raises(OSError, match="is not the published one: the sha256"):
         label_names("imagenet1k", 1000)
+
+
+@pytest.mark.parametrize("labels", NUM_CLASSES)
+def test_offline_nothing_is_asked_for(server, labels, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(ConnectionError, match="HF_HUB_OFFLINE forbids.*put it at"):
+        label_names(labels, NUM_CLASSES[labels])
+    assert not server.cache.exists()
+    shutil.copytree(server.folder, server.cache)
+    assert len(label_names(labels, NUM_CLASSES[labels])) == NUM_CLASSES[labels]
+
+
+def test_names_cannot_steer_a_terminal():
+    names = ["\x1b[2Jcat", "a\nb\tc", "caf\xe9 \u732b", "\u202egod"]
+    ranked = decode_predictions(np.array([[4.0, 3.0, 2.0, 1.0]]), names)[0]
+    assert [prediction.name for prediction in ranked] == [
+        r"\x1b[2Jcat",
+        r"a\nb\tc",
+        "caf\xe9 \u732b",
+        r"\u202egod",
+    ]
 
 
 @pytest.mark.parametrize("num_classes", [10, 11221, 1001])

@@ -6,8 +6,9 @@ Arrays come out of here, never a model: building one is the task of
 
 from keras_mixer.checkpoints.convert import (
     check_finite,
-    check_weights,
+    check_shapes,
     describe,
+    describe_shapes,
     shapes_of,
 )
 from keras_mixer.checkpoints.hub_files import (
@@ -22,7 +23,6 @@ from keras_mixer.checkpoints.locate import (
     read_published,
 )
 from keras_mixer.checkpoints.manifest import (
-    ACTIVATIONS,
     CARD,
     CHECKSUMS,
     CONFIG,
@@ -30,6 +30,7 @@ from keras_mixer.checkpoints.manifest import (
     MAX_PARAMETERS,
     METADATA,
     WEIGHTS,
+    activations,
     make_entry,
 )
 from keras_mixer.checkpoints.records import (
@@ -42,12 +43,12 @@ from keras_mixer.checkpoints.records import (
 )
 from keras_mixer.checkpoints.weight_files import (
     WEIGHT_ENDINGS,
+    read_shapes,
     read_weights,
     write_official,
 )
 
 __all__ = [
-    "ACTIVATIONS",
     "CARD",
     "CHECKSUMS",
     "CONFIG",
@@ -58,9 +59,11 @@ __all__ = [
     "METADATA",
     "WEIGHTS",
     "WEIGHT_ENDINGS",
+    "activations",
     "check_finite",
-    "check_weights",
+    "check_shapes",
     "describe",
+    "describe_shapes",
     "download_file",
     "find_checkpoint",
     "in_folder",
@@ -71,6 +74,7 @@ __all__ = [
     "open_repository",
     "parse_address",
     "read_published",
+    "read_shapes",
     "read_weights",
     "shapes_of",
     "weights_path",

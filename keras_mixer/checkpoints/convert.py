@@ -9,19 +9,24 @@ older layout in `big_vision/models/mlp_mixer.py`; `timm/models/mlp_mixer.py`.
 
 import math
 import re
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from keras_mixer.variants import weight_shapes
+
+Arrays = dict[str, npt.NDArray[Any]]
+Shapes = dict[str, tuple[int, ...]]
 
 
 class Layout(NamedTuple):
     """How a kind of file names what we call `layer/leaf`; `{i}` numbers the blocks."""
 
     block: str
-    leaves: dict
-    layers: dict
+    leaves: dict[str, str]
+    layers: dict[str, str]
 
 
 OFFICIAL = Layout(
@@ -70,8 +75,6 @@ TIMM = Layout(
     },
 )
 
-_MAX_LINES = 20
-
 # As `save_weights` of Keras writes them: layers by name, their variables by number.
 _KERAS_LAYERS = {
     ours: ours.replace("block_{i}", "{block}").replace("/", "_") + "/{leaf}"
@@ -87,7 +90,7 @@ _MAX_LINES = 20
 _CHUNK = 2**18  # numbers checked at once; small enough to stay in the cache
 
 
-def describe(weights):
+def describe(weights: Mapping[str, Any]) -> dict[str, int]:
     """Return the sizes of the Mixer that `weights` (our names to arrays) belong to.
 
     Returns:
@@ -101,11 +104,13 @@ def describe(weights):
     return describe_shapes(shapes_of(weights))
 
 
-def check_weights(weights, expected, *, source):
-    """Check that `weights` fit a model, array by array, in both directions.
+def check_shapes(
+    shapes: Shapes, expected: Mapping[str, Iterable[int]], *, source: object
+) -> None:
+    """Check that weights fit a model, array by array, in both directions.
 
     Args:
-        weights: Our names to arrays.
+        shapes: Our names to the shapes of the arrays.
         expected: Our names to the shapes of the model's variables.
         source: What the weights were read from, for the message.
 
@@ -113,17 +118,15 @@ def check_weights(weights, expected, *, source):
         ValueError: If a name is only on one side or a shape differs. The message says
             what the weights are, what to do, and lists every difference.
     """
-    shapes = shapes_of(weights)
-    expected = {name: tuple(shape) for name, shape in expected.items()}
-    lines = differences(shapes, expected, "the model")
-    if lines:
+    right = {name: tuple(shape) for name, shape in expected.items()}
+    if lines := differences(shapes, right, "the model"):
         raise ValueError(
             f"The weights in {str(source)!r} do not fit the model."
-            f"{_advice(shapes, expected)}\n{lines}"
+            f"{_advice(shapes, right)}\n{lines}"
         )
 
 
-def to_official(weights):
+def to_official(weights: Mapping[str, Any]) -> Arrays:
     """Return `weights` (our names) under the official names, sorted, as float32.
 
     Raises:
@@ -146,7 +149,7 @@ def to_official(weights):
     return official
 
 
-def check_finite(array):
+def check_finite(array: npt.NDArray[Any]) -> None:
     """Raise a `ValueError` that counts the numbers that are not finite, if any."""
     flat = array.reshape(-1)
     chunks = (flat[start : start + _CHUNK] for start in range(0, flat.size, _CHUNK))
@@ -157,28 +160,49 @@ def check_finite(array):
         )
 
 
-def drop_older_axes(weights):
-    """Give the arrays of the older layout their shapes, in place.
+def older_shapes(shapes: Shapes) -> Shapes:
+    """Return the right shapes of the arrays of a file in the older layout.
 
     They carry extra axes of size 1 at places nobody wrote down; the biases tell the
     sizes that are right, among which there may be a 1.
     """
-    for name, shape in weight_shapes(**describe(weights)).items():
-        without_ones = [size for size in weights[name].shape if size != 1]
+    right = dict(shapes)
+    for name, shape in weight_shapes(**describe_shapes(shapes)).items():
+        without_ones = [size for size in shapes.get(name, ()) if size != 1]
         if "_mixing/" in name and without_ones == [size for size in shape if size != 1]:
-            weights[name] = weights[name].reshape(shape)
+            right[name] = shape
+    return right
 
 
-def match_names(file_names, layout):
+def common_prefix(file_names: Iterable[str], layout: Layout) -> str:
+    """Return what stands before every name of a file, such as `model.` or `module.`.
+
+    It is told by the name of the stem's kernel; '' if one name is without it.
+    """
+    names = list(file_names)
+    stem = layout.layers["stem/projection"].format(leaf=layout.leaves["kernel"])
+    prefixes = [
+        name.removesuffix(stem)
+        for name in names
+        if name.endswith(stem) and name[: -len(stem)].endswith((".", "/"))
+    ]
+    if len(prefixes) == 1 and all(name.startswith(prefixes[0]) for name in names):
+        return prefixes[0]
+    return ""
+
+
+def match_names(file_names: Iterable[str], layout: Layout) -> dict[str, str]:
     """Return our name -> the file's name, for a file whose names make one Mixer."""
+    file_names = list(file_names)
     prefix = layout.block.removesuffix("{i}")
     block = re.compile(re.escape(prefix) + "([0-9]+)")
     numbers = {int(match[1]) for match in map(block.match, file_names) if match}
     if not numbers:
         raise ValueError(
-            f"no array is called `{prefix}0...`, so this is not a Mixer. "
-            f"Received: {len(file_names)} arrays, {sorted(file_names)[:5]} first"
+            f"no array is called `{prefix}0...`: the file is of another model, not a "
+            f"Mixer. Received: {len(file_names)} arrays, {sorted(file_names)[:5]} first"
         )
+    # Few of them: the numbers of a hostile file may be huge.
     gaps = set(range(len(numbers))) - numbers
     if gaps:
         raise ValueError(f"block {min(gaps)} is missing, block {max(numbers)} is there")
@@ -188,11 +212,11 @@ def match_names(file_names, layout):
         dict.fromkeys(file_names), dict.fromkeys(names.values()), "a Mixer"
     )
     if lines:
-        raise ValueError(f"the names do not make one Mixer\n{lines}")
+        raise ValueError(f"its arrays are not those of one Mixer\n{lines}")
     return names
 
 
-def _names(layout, num_blocks, *, head):
+def _names(layout: Layout, num_blocks: int, *, head: bool) -> dict[str, str]:
     """Return our name -> the file's name, for all arrays of a Mixer."""
     names = {}
     for ours, theirs in layout.layers.items():
@@ -206,12 +230,12 @@ def _names(layout, num_blocks, *, head):
     return names
 
 
-def shapes_of(weights):
+def shapes_of(weights: Mapping[str, Any]) -> Shapes:
     """Return name -> shape of a dictionary of arrays."""
     return {name: tuple(np.shape(array)) for name, array in weights.items()}
 
 
-def describe_shapes(shapes):
+def describe_shapes(shapes: Shapes) -> dict[str, int]:
     """Return the sizes of a Mixer from the shapes of its arrays, by our names."""
     try:
         patch_size, _, channels, hidden_dim = shapes["stem/projection/kernel"]
@@ -238,7 +262,7 @@ def describe_shapes(shapes):
         ) from error
 
 
-def differences(file, other, what):
+def differences(file: Mapping[str, Any], other: Mapping[str, Any], what: str) -> str:
     """Return the lines in which two dictionaries name -> shape differ, or ''."""
     lines = [f"- only in {what}: {name}" for name in sorted(other.keys() - file.keys())]
     lines += [f"+ only in the file: {n}" for n in sorted(file.keys() - other.keys())]
@@ -252,7 +276,7 @@ def differences(file, other, what):
     return "\n".join(lines)
 
 
-def _advice(shapes, expected):
+def _advice(shapes: Shapes, expected: Shapes) -> str:
     """Say what the file is and what to do, where the sizes tell; else nothing."""
     try:
         file, model = describe_shapes(shapes), describe_shapes(expected)
@@ -283,7 +307,7 @@ def _advice(shapes, expected):
     return "".join(f" {sentence}" for sentence in sentences)
 
 
-def _patches(dims):
+def _patches(dims: dict[str, int]) -> str:
     text = f"{dims['num_patches']} patches"
     edge = math.isqrt(dims["num_patches"])
     if edge**2 != dims["num_patches"]:

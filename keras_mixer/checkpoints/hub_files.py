@@ -6,11 +6,18 @@ makes one builtin error with one explanation out of each of its many exceptions.
 """
 
 import errno
+import hashlib
+import os
 import re
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
-from keras_mixer.files import NoSuchFileError, mismatch
+from keras_mixer.checkpoints.download import retry_after
+from keras_mixer.files import NoSuchFileError, mismatch, open_regular
+
+_Result = TypeVar("_Result")
 
 _WAITS = (1, 2, 4)  # seconds before another attempt
 _ADDRESS = re.compile(
@@ -20,7 +27,11 @@ _ADDRESS = re.compile(
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
-def parse_address(address):
+class OtherContentError(OSError):
+    """A file was fetched twice, and its content is not what it must be."""
+
+
+def parse_address(address: object) -> tuple[str, str]:
     """Return `("owner/name", revision)` of `"hf://owner/name[@revision]"`.
 
     The revision is a branch, a tag or a commit; `"main"` without one.
@@ -37,7 +48,7 @@ def parse_address(address):
     return match["repo_id"], match["revision"] or "main"
 
 
-def resolve_revision(repo_id, revision):
+def resolve_revision(repo_id: str, revision: str) -> str:
     """Return the commit (40 hex digits) that a branch or tag points to.
 
     A commit is returned as it is, without a request. Without a connection it is the
@@ -53,15 +64,16 @@ def resolve_revision(repo_id, revision):
     try:
         api = HfApi(library_name="keras_mixer")
         info = with_retries(lambda: api.model_info(repo_id, revision=revision), repo_id)
-        return info.sha
+        return str(info.sha)
     except ConnectionError:
         reference = _reference(repo_id, revision)
-        if not reference.is_file():
+        noted = reference.read_text(errors="replace") if reference.is_file() else ""
+        if not _COMMIT.fullmatch(noted.strip()):
             raise
-        return reference.read_text().strip()
+        return noted.strip()
 
 
-def remember_revision(repo_id, revision, commit):
+def remember_revision(repo_id: str, revision: str, commit: str) -> None:
     """Note in the cache, as the client does, where a branch or tag pointed to.
 
     Done once all files of the commit are there, so that without a connection the last
@@ -77,8 +89,15 @@ def remember_revision(repo_id, revision, commit):
 
 
 def download_file(
-    repo_id, filename, commit, *, sha256=None, size=None, max_size=None, token=None
-):
+    repo_id: str,
+    filename: str,
+    commit: str,
+    *,
+    sha256: str | None = None,
+    size: int | None = None,
+    max_size: int | None = None,
+    token: str | None = None,
+) -> Path:
     """Return the path of one file of a repository, fetched unless it is cached.
 
     Args:
@@ -86,7 +105,8 @@ def download_file(
         filename: Path in the repository.
         commit: 40 hex digits: what they stand for cannot change.
         sha256: Of the content, also checked where the file is cached. A file that is
-            something else is fetched once more, and then refused.
+            something else is fetched once more, and then refused. `None`: the hash
+            that the cache keeps of each file is compared.
         size: In bytes, checked like `sha256`.
         max_size: Bytes above which the file is refused before it is fetched.
         token: Of the Hub; `None` for that of the environment.
@@ -101,7 +121,7 @@ def download_file(
     """
     from huggingface_hub import hf_hub_download
 
-    def fetch(*, again=False):
+    def fetch(*, again: bool = False) -> Path:
         return Path(
             with_retries(
                 lambda: hf_hub_download(
@@ -119,11 +139,11 @@ def download_file(
     if max_size is not None and not is_cached(repo_id, filename, commit):
         _check_announced_size(repo_id, filename, commit, max_size, token)
     path = fetch()
-    if problem := mismatch(path, sha256, size):
+    if problem := _problem(path, sha256, size):
         path = fetch(again=True)
-        problem = mismatch(path, sha256, size)
+        problem = _problem(path, sha256, size)
     if problem:
-        raise OSError(
+        raise OtherContentError(
             f"{repo_id}/{filename} at {commit} was fetched twice and is damaged or not "
             f"what was published: {problem}. It is not used. Try again later, or "
             "report it to the owner of the repository."
@@ -131,14 +151,39 @@ def download_file(
     return path
 
 
-def is_cached(repo_id, filename, commit):
+def _problem(path: Path, sha256: str | None, size: int | None) -> str:
+    """Return in which way a cached file is not what it must be, or ''."""
+    problem = mismatch(path, sha256, size)
+    if problem or sha256 is not None:
+        return problem
+    # The client names the content by the hash that the Hub stated: SHA-256 of a large
+    # file, SHA-1 of git of a small one.
+    stated = Path(os.path.realpath(path)).name
+    if re.fullmatch("[0-9a-f]{64}", stated):
+        return mismatch(path, stated, None)
+    if re.fullmatch("[0-9a-f]{40}", stated) and (actual := git_sha1(path)) != stated:
+        return f"the hash {stated} of git was expected, it is {actual}"
+    return ""
+
+
+def git_sha1(path: Path) -> str:
+    """Return the SHA-1 by which git, and the Hub, knows the content of a file."""
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        digest = hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
+        while data := file.read(2**20):
+            digest.update(data)
+    return digest.hexdigest()
+
+
+def is_cached(repo_id: str, filename: str, commit: str) -> bool:
     """Whether the client's cache has the file, intact or not."""
     from huggingface_hub import try_to_load_from_cache
 
     return isinstance(try_to_load_from_cache(repo_id, filename, revision=commit), str)
 
 
-def with_retries(request, subject):
+def with_retries(request: Callable[[], _Result], subject: str) -> _Result:
     """Return `request()`, tried again where waiting may help, its errors explained.
 
     Args:
@@ -150,7 +195,8 @@ def with_retries(request, subject):
     """
     from huggingface_hub.errors import HTTPError  # of httpx or httpx2, as installed
 
-    for wait in (*_WAITS, None):
+    failures = 0
+    while True:
         try:
             return request()
         # hf_xet raises RuntimeError.
@@ -158,12 +204,15 @@ def with_retries(request, subject):
             explained = _explain(_root(error), subject)
             if explained is None:
                 raise
-            if wait is None or not _may_pass(error):
+            if failures == len(_WAITS) or not _may_pass(error):
                 raise explained from error
-        time.sleep(wait)
+            response = getattr(_root(error), "response", None)
+            asked = retry_after(getattr(response, "headers", None))
+        time.sleep(max(_WAITS[failures], asked))
+        failures += 1
 
 
-def _root(error):
+def _root(error: BaseException) -> BaseException:
     """Return what made the client give up, where it says so, else the error."""
     from huggingface_hub.errors import LocalEntryNotFoundError
 
@@ -172,7 +221,7 @@ def _root(error):
     return error.__cause__ or error if wrapped else error
 
 
-def _may_pass(error):
+def _may_pass(error: BaseException) -> bool:
     from huggingface_hub.errors import (
         HfHubHTTPError,
         HTTPError,
@@ -193,7 +242,7 @@ def _may_pass(error):
     )
 
 
-def _explain(error, subject):
+def _explain(error: BaseException, subject: str) -> OSError | None:
     """Return a builtin error that says what happened and what to do; else `None`."""
     from huggingface_hub import constants, errors
 
@@ -259,11 +308,13 @@ def _explain(error, subject):
     return None
 
 
-def _first_line(error):
+def _first_line(error: BaseException) -> str:
     return (str(error) or type(error).__name__).splitlines()[0]
 
 
-def _check_announced_size(repo_id, filename, commit, max_size, token):
+def _check_announced_size(
+    repo_id: str, filename: str, commit: str, max_size: int, token: str | None
+) -> None:
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
 
     url = hf_hub_url(repo_id, filename, revision=commit)
@@ -278,7 +329,7 @@ def _check_announced_size(repo_id, filename, commit, max_size, token):
         )
 
 
-def _reference(repo_id, revision):
+def _reference(repo_id: str, revision: str) -> Path:
     from huggingface_hub import constants
 
     folder = f"models--{repo_id.replace('/', '--')}"

@@ -1,6 +1,8 @@
 """Where the files of a published model lie: a folder here, or one commit of the Hub."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, Protocol, TypeVar
 
 from keras_mixer.checkpoints.hub_files import (
     download_file,
@@ -14,6 +16,7 @@ from keras_mixer.checkpoints.manifest import (
     MAX_CHECKSUMS_SIZE,
     MAX_CONFIG_SIZE,
     WEIGHTS,
+    Entry,
     not_ours,
     read_checksums,
     read_config,
@@ -21,8 +24,23 @@ from keras_mixer.checkpoints.manifest import (
 from keras_mixer.files import NoSuchFileError, mismatch
 from keras_mixer.variants import parameter_count
 
+_Result = TypeVar("_Result")
 
-def locate(source):
+
+class Fetch(Protocol):
+    """Returns the path of a file of a repository, with the content that is expected."""
+
+    def __call__(
+        self,
+        filename: str,
+        *,
+        sha256: str | None = None,
+        size: int | None = None,
+        max_size: int | None = None,
+    ) -> Path: ...
+
+
+def locate(source: object) -> tuple[Entry, Path]:
     """Return the `Entry` and the path of the weights of what `from_pretrained` takes.
 
     For models that are built in another way than they were published; raises the same.
@@ -30,27 +48,26 @@ def locate(source):
     return read_published(source, open_repository)
 
 
-def read_published(source, read):
+def read_published(source: object, read: Callable[[Fetch, str], _Result]) -> _Result:
     """Return `read(fetch, source)`, all files of one folder or one commit."""
     if not str(source).startswith("hf://"):
         return read(in_folder(source), str(source))
     repo_id, revision = parse_address(source)
     commit = resolve_revision(repo_id, revision)
 
-    def fetch(filename, **expected):
+    def fetch(filename: str, **expected: Any) -> Path:
         return download_file(repo_id, filename, commit, **expected)
 
-    result = read(fetch, source)
+    result = read(fetch, str(source))
     remember_revision(repo_id, revision, commit)
     return result
 
 
-def open_repository(fetch, source):
+def open_repository(fetch: Fetch, source: str) -> tuple[Entry, Path]:
     """Return the `Entry` of a published model and the path of its weights.
 
     Args:
-        fetch: A function `(filename, *, sha256, size, max_size)` that returns the path
-            of a file whose content is the expected one.
+        fetch: How a file of the repository is found.
         source: What to call the repository in messages.
 
     Raises:
@@ -70,25 +87,37 @@ def open_repository(fetch, source):
     return entry, fetch(WEIGHTS, **checksums[WEIGHTS], max_size=max_size)
 
 
-def in_folder(folder):
-    """Return the `fetch` of `read_repository` for a folder of this machine.
+def in_folder(folder: object) -> Fetch:
+    """Return the `Fetch` of a folder of this machine.
 
     Raises:
         FileNotFoundError: If there is no such folder.
     """
-    folder = Path(folder)
+    folder = Path(str(folder))
     if not folder.is_dir():
         raise FileNotFoundError(
             f"There is no folder {str(folder)!r}. A repository on the Hub is "
             "hf://owner/name."
         )
 
-    def fetch(filename, *, sha256=None, size=None, max_size=None):
+    def fetch(
+        filename: str,
+        *,
+        sha256: str | None = None,
+        size: int | None = None,
+        max_size: int | None = None,
+    ) -> Path:
         path = folder / filename
-        if not path.is_file():
-            raise NoSuchFileError(f"There is no {filename} in {str(folder)!r}")
-        if problem := mismatch(path, sha256, size):
-            raise OSError(f"{path} is damaged: {problem}. Get it again.")
+        try:
+            problem = mismatch(path, sha256, size)
+        except FileNotFoundError as error:
+            raise NoSuchFileError(str(error)) from error
+        if problem:
+            raise OSError(f"{path} is not what was written: {problem}. Get it again.")
+        if max_size is not None and (actual := path.stat().st_size) > max_size:
+            raise ValueError(
+                f"{path} must have at most {max_size} bytes. Received: {actual}"
+            )
         return path
 
     return fetch

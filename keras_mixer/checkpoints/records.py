@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from keras_mixer.checkpoints import hub_files
-from keras_mixer.checkpoints.download import fetch
+from keras_mixer.checkpoints.download import fetch, forget
+from keras_mixer.checkpoints.hdf5_files import trust
 from keras_mixer.checkpoints.published import PUBLISHED
+from keras_mixer.checkpoints.weight_files import check_file, read_shapes
 from keras_mixer.labels import CIFAR10_LABELS
 from keras_mixer.preprocessing import Preprocessing
 
@@ -104,7 +106,13 @@ _OFFICIAL_ORIGINS = {
 }
 
 
-def _official(name, variant, size, accuracy=NOT_PUBLISHED, num_classes=1000):
+def _official(
+    name: str,
+    variant: str,
+    size: int,
+    accuracy: str = NOT_PUBLISHED,
+    num_classes: int = 1000,
+) -> Checkpoint:
     return Checkpoint(
         name=name,
         variant=variant,
@@ -120,7 +128,9 @@ def _official(name, variant, size, accuracy=NOT_PUBLISHED, num_classes=1000):
     )
 
 
-def _miil(name, repository, num_classes, origin, accuracy):
+def _miil(
+    name: str, repository: str, num_classes: int, origin: str, accuracy: str
+) -> Checkpoint:
     return Checkpoint(
         name=name,
         variant="B/16",
@@ -183,7 +193,7 @@ _RECORDS = (
 )
 
 
-def _with_repository(checkpoint):
+def _with_repository(checkpoint: Checkpoint) -> Checkpoint:
     """Return the record with our repository on the Hub, if it is published."""
     key = (checkpoint.variant, checkpoint.name)
     repository, commit, files = PUBLISHED.get(key, (None, None, ()))
@@ -198,7 +208,7 @@ def _with_repository(checkpoint):
 _CHECKPOINTS = tuple(map(_with_repository, _RECORDS))
 
 
-def list_checkpoints(variant=None):
+def list_checkpoints(variant: str | None = None) -> tuple[Checkpoint, ...]:
     """Return the records of all published checkpoints, or of one variant (`"B/16"`)."""
     return tuple(
         checkpoint
@@ -207,7 +217,7 @@ def list_checkpoints(variant=None):
     )
 
 
-def find_checkpoint(variant, name):
+def find_checkpoint(variant: str, name: object) -> Checkpoint:
     """Return the record of a checkpoint.
 
     Raises:
@@ -227,7 +237,7 @@ def find_checkpoint(variant, name):
     )
 
 
-def weights_path(checkpoint):
+def weights_path(checkpoint: Checkpoint) -> Path:
     """Return the path of the checkpoint's weights on this machine.
 
     An embedded one lies in the package. Any other is downloaded once: from our Hub
@@ -246,72 +256,115 @@ def weights_path(checkpoint):
         ValueError: If the file is far too large.
     """
     if checkpoint.embedded:
-        return _embedded_path(checkpoint.embedded)
-    if checkpoint.hub_commit:
+        path = _embedded_path(checkpoint.embedded)
+        trust(path)
+        return path
+    if checkpoint.hub_repository and checkpoint.hub_commit:
         (file,) = (f for f in checkpoint.hub_files if f.name == _WEIGHTS_NAME)
-        return hub_files.download_file(
+        path = hub_files.download_file(
             checkpoint.hub_repository,
             file.name,
             checkpoint.hub_commit,
             sha256=file.sha256,
             size=file.size,
         )
-    path = _home_path(checkpoint)
-    if checkpoint.address.startswith("hf://"):
-        return _from_hub(checkpoint.address, path.with_name(f"{path.name}.seen"))
-    return fetch(
-        checkpoint.address, path, size=checkpoint.size, tolerance=_SIZE_TOLERANCE
-    )
+        trust(path)  # the SHA-256 is ours
+        return path
+    address = checkpoint.address or ""
+    path = _home_path(address)
+    if address.startswith("hf://"):
+        return _from_hub(address, path.with_name(f"{path.name}.seen"))
+    return _from_storage(address, path, checkpoint.size or 0)
 
 
-def is_cached(checkpoint):
+def _from_storage(address: str, path: Path, size: int) -> Path:
+    """Return the path of an official file that can be read."""
+
+    def check(path: Path) -> None:
+        check_file(path, ".npz")
+
+    def get() -> Path:
+        return fetch(address, path, size=size, tolerance=_SIZE_TOLERANCE, check=check)
+
+    get()
+    try:
+        read_shapes(path)
+    except ValueError:
+        forget(path)  # whatever its digest says, nobody can use it
+        get()
+    return path
+
+
+def is_cached(checkpoint: Checkpoint) -> bool:
     """Whether the weights lie on this machine where `weights_path` will look first."""
     if checkpoint.embedded:
         return True
-    if checkpoint.hub_commit:
+    if checkpoint.hub_repository and checkpoint.hub_commit:
         return hub_files.is_cached(
             checkpoint.hub_repository, _WEIGHTS_NAME, checkpoint.hub_commit
         )
-    return _home_path(checkpoint).is_file()
+    return _home_path(checkpoint.address or "").is_file()
 
 
-def _home_path(checkpoint):
+def _home_path(address: str) -> Path:
     home = Path(os.environ.get("KERAS_HOME") or "~/.keras").expanduser()
-    *_, folder, name = checkpoint.address.split("/")
+    *_, folder, name = address.split("/")
     return home / "keras_mixer" / "weights" / folder / name
 
 
-def _from_hub(address, note):
+def _from_hub(address: str, note: Path) -> Path:
     """Return the path of a file on the Hub as it was when first asked for.
 
     Nobody told us its commit and SHA-256. The Hub does, once; `note` keeps them, so
     that from then on the file cannot change and, once cached, needs no request.
     """
     repository, _, name = address.removeprefix("hf://").rpartition("/")
+
+    def download(noted: str) -> Path:
+        commit, sha256 = noted.split()
+        return hub_files.download_file(
+            repository,
+            name,
+            commit,
+            sha256=None if sha256 == _NO_HASH else sha256,
+            max_size=_MAX_BYTES,
+        )
+
     noted = note.read_text(errors="replace") if note.is_file() else ""
-    if not re.fullmatch("[0-9a-f]{40} [0-9a-f]{64}", noted):
-        noted = _ask_hub(repository, name)
-        with contextlib.suppress(OSError):  # a cache may be read-only
-            note.parent.mkdir(parents=True, exist_ok=True)
-            note.write_text(noted)
-    commit, sha256 = noted.split()
-    return hub_files.download_file(
-        repository, name, commit, sha256=sha256, max_size=_MAX_BYTES
-    )
+    if _NOTE.fullmatch(noted):
+        try:
+            return download(noted)
+        except hub_files.OtherContentError:
+            # The note itself may be damaged: the Hub knows what is right.
+            right = _ask_hub(repository, name, noted.split()[0])
+            if right == noted:
+                raise
+            noted = right
+    else:
+        noted = _ask_hub(repository, name, "main")
+    with contextlib.suppress(OSError):  # a cache may be read-only
+        note.parent.mkdir(parents=True, exist_ok=True)
+        note.write_text(noted)
+    return download(noted)
 
 
-def _ask_hub(repository, name):
-    """Return the commit of the main branch and the SHA-256 of a large file in it."""
+_NO_HASH = "none"
+_NOTE = re.compile(f"[0-9a-f]{{40}} ([0-9a-f]{{64}}|{_NO_HASH})")
+
+
+def _ask_hub(repository: str, name: str, revision: str) -> str:
+    """Return the commit of a revision and the SHA-256 of a large file in it."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
 
-    commit = hub_files.resolve_revision(repository, "main")
+    commit = hub_files.resolve_revision(repository, revision)
     url = hf_hub_url(repository, name, revision=commit)
-    # The tag of a large file is its SHA-256.
-    sha256 = hub_files.with_retries(lambda: get_hf_file_metadata(url), url).etag
+    etag = hub_files.with_retries(lambda: get_hf_file_metadata(url), url).etag
+    # The tag of a large file is its SHA-256, where the storage says it.
+    sha256 = etag if re.fullmatch("[0-9a-f]{64}", etag or "") else _NO_HASH
     return f"{commit} {sha256}"
 
 
-def _embedded_path(name):
+def _embedded_path(name: str) -> Path:
     package = Path(__file__).parents[1]
     # In the wheel the folder lies inside the package, in a checkout beside it.
     for folder in (package / "embedded", package.parent / "weights"):

@@ -22,8 +22,8 @@ from keras_mixer.checkpoints import (
     METADATA,
     WEIGHT_ENDINGS,
     WEIGHTS,
-    describe,
-    read_weights,
+    describe_shapes,
+    read_shapes,
 )
 from keras_mixer.files import atomic_replace
 from keras_mixer.hub.publish import from_pretrained
@@ -164,7 +164,7 @@ def reading_arguments(model, target):
 
 
 def _read_weight_file(source, input_shape, approximate_gelu, value_range):
-    sizes = describe(read_weights(source)[0])
+    sizes = describe_shapes(read_shapes(source)[0])
     num_patches, channels = sizes.pop("num_patches"), sizes.pop("channels")
     del sizes["num_classes"]  # the head is that of the file
     if input_shape is None:

@@ -10,7 +10,7 @@ import itertools
 import keras
 from keras import layers
 
-from keras_mixer.checkpoints import ACTIVATIONS, check_finite
+from keras_mixer.checkpoints import activations, check_finite
 from keras_mixer.layers import LAYER_NORM_EPSILON
 from keras_mixer.models.mixer import model_weights
 
@@ -31,7 +31,7 @@ def plain_model(model):
     """
     weights = model_weights(model)
     activation = model.config["classifier_activation"]
-    if activation is not None and activation not in ACTIVATIONS:
+    if activation is not None and activation not in activations():
         raise ValueError(
             "The activation of the head must be one of Keras's own, so that the model "
             f"loads with Keras alone. Received: {activation!r}. Build the model with "

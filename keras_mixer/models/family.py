@@ -8,12 +8,12 @@ import keras
 
 from keras_mixer.checkpoints import (
     WEIGHT_ENDINGS,
-    describe,
+    describe_shapes,
     find_checkpoint,
     is_cached,
     list_checkpoints,
     locate,
-    read_weights,
+    read_shapes,
     weights_path,
 )
 from keras_mixer.checks import check_dim, check_image_shape, check_rate
@@ -153,7 +153,7 @@ def _find(variant, weights, input_shape):
         path = Path(weights)
         if input_shape != own_shape:
             # The token MLPs tell which of the two sizes the file is for.
-            num_patches = describe(read_weights(path)[0])["num_patches"]
+            num_patches = describe_shapes(read_shapes(path)[0])["num_patches"]
             own, asked = (
                 height * width // numbers.patch_size**2
                 for height, width, _ in (own_shape, input_shape)

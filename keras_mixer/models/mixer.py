@@ -14,8 +14,9 @@ import keras
 import numpy as np
 
 from keras_mixer.checkpoints import (
-    check_weights,
-    describe,
+    check_shapes,
+    describe_shapes,
+    read_shapes,
     read_weights,
     write_official,
 )
@@ -343,13 +344,13 @@ def _at_least_float32(dtype):
 
 def _read_for(path, sizes, num_classes):
     """Return the file's arrays that fit, the number of classes, and its layout."""
-    arrays, layout = read_weights(path)
-    file_classes = describe(arrays)["num_classes"]
+    shapes, layout = read_shapes(path)
+    file_classes = describe_shapes(shapes)["num_classes"]
     if num_classes is None:
         num_classes = file_classes
     if num_classes != file_classes:
         # Another head than the file's is a new one, or none.
-        arrays = {k: v for k, v in arrays.items() if not k.startswith("head/")}
+        shapes = {k: v for k, v in shapes.items() if not k.startswith("head/")}
     sizes = dict(sizes)
     height, width, channels = sizes.pop("input_shape")
     expected = weight_shapes(
@@ -358,7 +359,9 @@ def _read_for(path, sizes, num_classes):
         channels=channels,
         num_classes=num_classes if num_classes == file_classes else 0,
     )
-    check_weights(arrays, expected, source=path)
+    # Before any number is read, and memory taken for it.
+    check_shapes(shapes, expected, source=path)
+    arrays, _ = read_weights(path, names=shapes)
     return arrays, num_classes, layout
 
 

@@ -1,5 +1,6 @@
 """Downloads through every fault: a file is whole under its name, or absent."""
 
+import email.utils
 import errno
 import hashlib
 import io
@@ -366,6 +367,118 @@ def test_proxies_of_the_environment_are_used(storage, path, monkeypatch):
     assert [entry["path"] for entry in storage.log] == [address]
 
 
+@pytest.mark.parametrize("status, headers", [(206, {}), (416, {}), (302, {})])
+def test_a_strange_first_answer_is_asked_again(storage, path, status, headers):
+    storage.fault("status", status, times=2)
+    get(storage, path)
+    assert_whole(path)
+    assert len(storage.log) == 3
+
+
+def test_a_part_that_is_no_longer_there_starts_over(storage, path):
+    storage.fault("drop", 100_000)
+    storage.fault("status", 416)
+    get(storage, path)
+    assert_whole(path)
+    assert [entry["range"] for entry in storage.log] == [None, "bytes=100000-", None]
+
+
+@pytest.mark.parametrize(
+    "location", ["http://[::1", "http://127.0.0.1:port/", "https://[bad]/\x7f"]
+)
+def test_a_redirect_that_cannot_be_read_is_asked_again(storage, path, location):
+    storage.fault("redirect", location)
+    get(storage, path)
+    assert_whole(path)
+    storage.fault("redirect", location, times=9)
+    path.unlink()
+    with pytest.raises(ConnectionError, match="cannot be read|nonnumeric"):
+        get(storage, path)
+
+
+@pytest.mark.parametrize(
+    "text, seconds",
+    [
+        (None, 0),
+        ("7", 7),
+        (" 7 ", 7),
+        ("99999999999999999999999", 60),
+        ("Fri, 31 Dec 1999 23:59:59 GMT", 0),
+        ("Fri, 31 Dec 9999 23:59:59 GMT", 60),
+        ("-5", 0),
+        ("soon", 0),
+        ("\u0667", 0),
+    ],
+)
+def test_a_server_may_say_how_long_to_wait(text, seconds):
+    headers = {} if text is None else {"Retry-After": text}
+    assert download.retry_after(headers) == seconds
+
+
+def test_a_date_to_wait_for_is_counted_from_now():
+    date = email.utils.formatdate(time.time() + 30, usegmt=True)
+    assert 28 <= download.retry_after({"Retry-After": date}) <= 30
+
+
+def test_the_server_is_given_the_time_it_asks_for(storage, path, monkeypatch):
+    waits = []
+    monkeypatch.setattr(download.time, "sleep", waits.append)
+    monkeypatch.setattr(download, "retry_after", lambda headers: 17.0)
+    storage.fault("status", 503)
+    get(storage, path)
+    assert waits == [17.0]
+
+
+# --- the check of the content ------------------------------------------------------
+
+
+def refuse_flipped(path):
+    if path.read_bytes() != CONTENT:
+        raise ValueError("a bit is wrong")
+
+
+def test_without_a_hash_a_wrong_bit_is_found_by_reading(storage, path):
+    storage.fault("corrupt_unhashed", 5)
+    get(storage, path, check=refuse_flipped)
+    assert_whole(path)
+    assert len(storage.log) == 2
+
+
+def test_what_cannot_be_read_is_never_intact(storage, path):
+    storage.fault("corrupt_unhashed", 5, times=2)
+    with pytest.raises(OSError, match=r"cannot be read \(a bit is wrong\)"):
+        get(storage, path, check=refuse_flipped)
+    assert names(path.parent) == []
+
+
+def test_a_file_put_there_by_hand_is_read_before_it_is_used(storage, path):
+    path.parent.mkdir(parents=True)
+    path.write_bytes(DAMAGES["flipped"])
+    get(storage, path, check=refuse_flipped)
+    assert_whole(path)
+    assert len(storage.log) == 1
+
+
+def test_a_damaged_file_that_cannot_be_deleted_is_named(storage, path, monkeypatch):
+    get(storage, path)
+    path.write_bytes(DAMAGES["flipped"])
+
+    def refuse(*_, **__):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(type(path), "unlink", refuse)
+    with pytest.raises(OSError, match="Delete it, or set KERAS_HOME") as caught:
+        get(storage, path)
+    assert str(path) in str(caught.value)
+
+
+def test_a_pipe_under_the_name_is_refused(storage, path):
+    path.parent.mkdir(parents=True)
+    os.mkfifo(path)
+    with pytest.raises(OSError, match="must be a regular file"):
+        get(storage, path)
+
+
 # --- the content ------------------------------------------------------------------
 
 
@@ -424,10 +537,18 @@ def test_fewer_bytes_than_announced_are_not_a_file(storage, path):
     assert names(path.parent) == []
 
 
-def test_a_length_must_be_announced(storage, path):
+def test_a_length_need_not_be_announced(storage, path):
     storage.fault("chunked", times=9)
-    with pytest.raises(OSError, match="announces 0 bytes"):
-        get(storage, path)
+    get(storage, path)
+    assert_whole(path)
+
+
+def test_without_a_length_the_size_is_compared_at_the_end(storage, path):
+    storage.fault("chunked", times=9)
+    with pytest.raises(ConnectionError, match="broke after 300000 of 300010 bytes"):
+        get(storage, path, size=len(CONTENT) + 10)
+    with pytest.raises(OSError, match="more than its 299990 bytes arrive"):
+        get(storage, path, size=len(CONTENT) - 10)
     assert names(path.parent) == []
 
 

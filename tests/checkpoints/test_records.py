@@ -25,6 +25,7 @@ from keras_mixer.checkpoints.records import (
     list_checkpoints,
     weights_path,
 )
+from keras_mixer.files import sha256_of
 from keras_mixer.labels import CIFAR10_LABELS
 from keras_mixer.models import family
 from keras_mixer.preprocessing import Preprocessing
@@ -218,6 +219,13 @@ def storage(served, tmp_path, monkeypatch):
     shutil.rmtree(tmp_path / "keras", ignore_errors=True)
 
 
+@pytest.fixture
+def unread(monkeypatch):
+    """Take any bytes for a file of weights."""
+    monkeypatch.setattr(records_module, "check_file", lambda *_: None)
+    monkeypatch.setattr(records_module, "read_shapes", lambda _: None)
+
+
 def redirect(storage, monkeypatch, **changes):
     records = tuple(
         replace(c, address=c.address.replace(STORAGE, storage.url), **changes)
@@ -236,6 +244,7 @@ def serve(storage, name, content):
 
 
 @pytest.mark.parametrize("name, variant", LISTING)
+@pytest.mark.usefixtures("unread")
 def test_official_files_come_from_their_addresses(storage, name, variant, monkeypatch):
     file = f"{name}/Mixer-{variant.replace('/', '_')}.npz"
     content = file.encode() * 1000
@@ -251,6 +260,7 @@ def test_official_files_come_from_their_addresses(storage, name, variant, monkey
 
 
 @pytest.mark.parametrize("difference", [-10_400, 0, 10_400])
+@pytest.mark.usefixtures("unread")
 def test_sizes_are_right_to_the_digits_of_the_listing(storage, difference, monkeypatch):
     serve(storage, "sam/Mixer-B_32.npz", bytes(50_000))
     redirect(storage, monkeypatch, size=50_000 + difference)
@@ -266,6 +276,7 @@ def test_a_file_of_another_size_is_refused(storage, difference, monkeypatch):
         weights_path(find_checkpoint("B/32", "sam"))
 
 
+@pytest.mark.usefixtures("unread")
 def test_files_are_kept_in_the_home_of_keras(storage, tmp_path, monkeypatch):
     serve(storage, "sam/Mixer-B_32.npz", bytes(1000))
     redirect(storage, monkeypatch, size=1000)
@@ -510,9 +521,31 @@ def test_a_damaged_file_never_becomes_a_model(storage, drawn, monkeypatch):
         family.MixerS32(weights="gsam")
     assert not list(storage.cache.rglob("*.npz"))
     # Storage without an MD5: the checksums inside the file are left.
-    storage.fault("corrupt_unhashed", 40_000_000)
-    with pytest.raises(ValueError, match="The file looks damaged"):
+    storage.fault("corrupt_unhashed", 40_000_000, times=2)
+    with pytest.raises(OSError, match="cannot be read.*The file looks damaged"):
         family.MixerS32(weights="gsam")
+    assert not list(storage.cache.rglob("*.npz"))
+    storage.fault("corrupt_unhashed", 40_000_000)
+    family.MixerS32(weights="gsam")
+
+
+@pytest.mark.parametrize("noted", [True, False], ids=["with a digest", "by hand"])
+def test_a_cached_file_that_cannot_be_read_is_fetched_once_more(
+    storage, drawn, noted, monkeypatch
+):
+    monkeypatch.setattr(download.time, "sleep", lambda _: None)
+    drawn("gsam", "S/32")
+    record = find_checkpoint("S/32", "gsam")
+    path = records_module._home_path(record.address)
+    path.parent.mkdir(parents=True)
+    path.write_bytes(bytes(record.size))
+    if noted:
+        download._write_digest(path, sha256_of(path))
+    model = family.MixerS32(weights="gsam")
+    assert model.output_shape == (None, 1000)
+    assert len(storage.log) == 1
+    family.MixerS32(weights="gsam")
+    assert len(storage.log) == 1
 
 
 def numpy(tensor):
