@@ -4,6 +4,7 @@ Arrays come out of here, never a model: building one is the task of
 `keras_mixer.models`, publishing one that of `keras_mixer.hub`.
 """
 
+from keras_mixer.checkpoints.archives import open_archive
 from keras_mixer.checkpoints.convert import (
     check_finite,
     check_shapes,
@@ -11,12 +12,15 @@ from keras_mixer.checkpoints.convert import (
     describe_shapes,
     shapes_of,
 )
+from keras_mixer.checkpoints.hdf5_files import look_at, trust
 from keras_mixer.checkpoints.hub_files import (
     download_file,
+    git_sha1,
     parse_address,
     with_retries,
 )
 from keras_mixer.checkpoints.locate import (
+    Fetch,
     in_folder,
     locate,
     open_repository,
@@ -27,6 +31,7 @@ from keras_mixer.checkpoints.manifest import (
     CHECKSUMS,
     CONFIG,
     LABELS,
+    MAX_CONFIG_SIZE,
     MAX_PARAMETERS,
     METADATA,
     WEIGHTS,
@@ -53,8 +58,10 @@ __all__ = [
     "CHECKSUMS",
     "CONFIG",
     "Checkpoint",
+    "Fetch",
     "HubFile",
     "LABELS",
+    "MAX_CONFIG_SIZE",
     "MAX_PARAMETERS",
     "METADATA",
     "WEIGHTS",
@@ -66,17 +73,21 @@ __all__ = [
     "describe_shapes",
     "download_file",
     "find_checkpoint",
+    "git_sha1",
     "in_folder",
     "is_cached",
     "list_checkpoints",
     "locate",
+    "look_at",
     "make_entry",
+    "open_archive",
     "open_repository",
     "parse_address",
     "read_published",
     "read_shapes",
     "read_weights",
     "shapes_of",
+    "trust",
     "weights_path",
     "with_retries",
     "write_official",

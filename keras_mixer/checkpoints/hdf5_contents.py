@@ -8,14 +8,16 @@ It imports nothing of the package, nor Keras.
 
 import json
 import os
+import signal
 import sys
 from typing import Any
 
 _MAX_OBJECTS = 20_000
 _MAX_DEPTH = 64
 _MAX_NAME = 4096
-_CPU_SECONDS = 2  # a Mixer of 12 blocks takes a twentieth of one
-_BYTES_PER_SECOND = 2**26  # more for large files, which may have many arrays
+# Seconds that this process may compute: a Mixer of 12 blocks takes a twentieth of one,
+# 3000 arrays take one, and large files may have more.
+_SECONDS, _MAX_SECONDS, _BYTES_PER_SECOND = 1.0, 5.0, 2**22
 _MEMORY = 192 * 2**20  # bytes beyond what Python and HDF5 take themselves
 # Numbers of fixed width: integers, floats, booleans, and the opaque bytes of bfloat16.
 _KINDS = "biufV"
@@ -97,22 +99,22 @@ def _limit(size: int) -> None:
     """Bound the time and the memory of this process, where the system can."""
     try:
         import resource
-    except ImportError:  # Windows: the parent's patience is the only limit
+    except ImportError:  # Windows: the parent's timeout is the only limit
         return
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    seconds = int(used.ru_utime + used.ru_stime) + _CPU_SECONDS
-    seconds += size // _BYTES_PER_SECOND
-    limits = [(resource.RLIMIT_CORE, 0), (resource.RLIMIT_CPU, seconds)]
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    # The signal ends the process: nobody handles it. HDF5 could not run a handler.
+    seconds = min(_SECONDS + size / _BYTES_PER_SECOND, _MAX_SECONDS)
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
     try:
         with open("/proc/self/statm") as file:
             pages = int(file.read().split()[0])
-        limits.append((resource.RLIMIT_AS, pages * resource.getpagesize() + _MEMORY))
     except OSError:  # not Linux
-        pass
-    for kind, limit in limits:
-        _, hard = resource.getrlimit(kind)
-        if hard == resource.RLIM_INFINITY or limit <= hard:
-            resource.setrlimit(kind, (limit, hard))
+        return
+    memory = pages * resource.getpagesize() + _MEMORY
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    if hard == resource.RLIM_INFINITY or memory <= hard:
+        resource.setrlimit(resource.RLIMIT_AS, (memory, hard))
 
 
 def _main(path: str) -> None:

@@ -111,9 +111,11 @@ def in_folder(folder: object) -> Fetch:
         try:
             problem = mismatch(path, sha256, size)
         except FileNotFoundError as error:
-            raise NoSuchFileError(str(error)) from error
+            raise NoSuchFileError(
+                f"There is no {filename} in {str(folder)!r}: {error}"
+            ) from error
         if problem:
-            raise OSError(f"{path} is not what was written: {problem}. Get it again.")
+            raise OSError(f"{path} is damaged: {problem}. Get it again.")
         if max_size is not None and (actual := path.stat().st_size) > max_size:
             raise ValueError(
                 f"{path} must have at most {max_size} bytes. Received: {actual}"

@@ -163,8 +163,8 @@ def _check_entry(entry: Any) -> Entry:
     )
     if not 0 < len(name) <= _MAX_NAME or "/" in name:
         raise ValueError(
-            f"its name must have 1 to {_MAX_NAME} characters, and no slash. Received: "
-            f"{len(name)} characters, {name[:80]!r}"
+            f"its name cannot be that of a model: 1 to {_MAX_NAME} characters and no "
+            f"slash are allowed. Received: {len(name)} characters, {name[:80]!r}"
         )
     _check_architecture(architecture)
     _check_labels(labels, architecture["num_classes"])

@@ -1,10 +1,18 @@
 """The model card: what the page of a published model says.
 
 Nothing is invented: what is not in the model and was not given is said to be unknown.
+What users give is text: it cannot become markup, and paths of their machine are left
+out.
 """
 
 import hashlib
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, TypedDict
 
+from keras_mixer.checkpoints import parse_address
+from keras_mixer.models import MLPMixer
+from keras_mixer.preprocessing import Preprocessing
 from keras_mixer.variants import parameter_count
 
 # What may be told of where the weights come from, as text, and how the card puts it.
@@ -17,6 +25,25 @@ PROVENANCE = {
     "conversion": "Conversion",
     "verification": "Verification",
 }
+
+
+class Facts(TypedDict, total=False):
+    """What a card says beside what is in the model; see `write_card`."""
+
+    repo_id: str
+    licence: str
+    datasets: Iterable[str]
+    metrics: Mapping[str, object] | None
+    base_model: str | None
+
+
+# An absolute path of POSIX or Windows, a path from the home folder, a `file:` address;
+# not the path in an address of the web, nor the `/` in "B/16".
+_LOCAL_PATH = re.compile(
+    r"(?:file://|(?<![\w./~<\\])(?=~?/[^\s/]|[A-Za-z]:[\\/]|\\\\[^\s\\]))"
+    r"[^\s'\"`|,;()<>]*[\\/]"
+)
+_MARKUP = re.compile(r"([\\*\[\]<>|~$])")
 
 _TAGS = ["mlp-mixer", "keras_mixer", "image-classification"]
 _MARK = "<!-- Written by keras_mixer. Edit it: a card that was edited is kept. sha256:"
@@ -105,15 +132,15 @@ every other file here; `keras_mixer` checks them before it opens a file.
 
 
 def write_card(
-    model,
+    model: MLPMixer,
     *,
-    repo_id="owner/name",
-    licence="apache-2.0",
-    datasets=(),
-    metrics=None,
-    base_model=None,
-    provenance=None,
-):
+    repo_id: str = "owner/name",
+    licence: str = "apache-2.0",
+    datasets: Iterable[str] = (),
+    metrics: Mapping[str, object] | None = None,
+    base_model: str | None = None,
+    provenance: Mapping[str, str] | None = None,
+) -> str:
     """Return the text of the card of a model.
 
     Args:
@@ -123,19 +150,27 @@ def write_card(
         datasets: What it was trained on, by their names on the Hub.
         metrics: Name -> value of what was measured.
         base_model: The repository on the Hub that it was fine-tuned from.
-        provenance: What is told of its origin, by the keys of `PROVENANCE`.
+        provenance: What is known of its origin, by the keys of `PROVENANCE`. Text in
+            backquotes is shown as code.
+
+    Raises:
+        ValueError: If `repo_id` is not of the form owner/name.
     """
     from huggingface_hub import ModelCardData
 
+    if parse_address(f"hf://{repo_id}")[0] != repo_id:
+        raise ValueError(f"`repo_id` must be owner/name. Received: {repo_id!r}")
+    datasets = [without_paths(name) for name in datasets]
+    base_model = without_paths(base_model) if base_model else None
     config, record = model.config, model.preprocessing
     height, width, channels = config["input_shape"]
     front_matter = ModelCardData(
         library_name="keras",
-        license=licence.lower(),
+        license=without_paths(licence).lower(),
         pipeline_tag="image-classification",
         tags=_TAGS,
-        datasets=list(datasets) or None,
-        metrics=list(metrics or ()) or None,
+        datasets=datasets or None,
+        metrics=[without_paths(name) for name in metrics or ()] or None,
         base_model=base_model,
     )
     text = _CARD.format(
@@ -158,13 +193,30 @@ def write_card(
     return f"{text}\n{_mark(text)}\n"
 
 
-def is_written(card):
+def without_paths(text: object) -> str:
+    """Return a text on one line, where paths of this machine are file names alone."""
+    printable = (char if char.isprintable() else " " for char in str(text))
+    return _LOCAL_PATH.sub("", " ".join("".join(printable).split()))
+
+
+def _escaped(text: object) -> str:
+    """Return a text that Markdown shows as it is, apart from code in backquotes."""
+    parts = without_paths(text).split("`")
+    if len(parts) % 2 == 0:  # a backquote without its second one
+        parts = ["'".join(parts)]
+    for i, part in enumerate(parts):
+        # In code only the bar of a table still means something.
+        parts[i] = part.replace("|", "\\|") if i % 2 else _MARKUP.sub(r"\\\1", part)
+    return "`".join(parts)
+
+
+def is_written(card: str) -> bool:
     """Whether the text is one of `write_card`, and not edited since."""
     text, _, _ = card.rpartition(f"\n{_MARK}")
     return card == f"{text}\n{_mark(text)}\n"
 
 
-def _mark(text):
+def _mark(text: str) -> str:
     return f"{_MARK} {hashlib.sha256(text.encode()).hexdigest()} -->"
 
 
@@ -178,13 +230,13 @@ features = model.predict(pixels)""",
 }
 
 
-def _kind(model):
+def _kind(model: MLPMixer) -> str:
     if not model.config["num_classes"]:
         return "headless"
     return "labelled" if model.labels else "unlabelled"
 
 
-def _output(config):
+def _output(config: dict[str, Any]) -> str:
     if not config["num_classes"]:
         return f"{config['hidden_dim']} features (it has no head)"
     kind = {"softmax": "probabilities", "linear": "logits"}.get(
@@ -193,7 +245,7 @@ def _output(config):
     return f"the {kind} of {config['num_classes']} classes"
 
 
-def _normalization(record, inside):
+def _normalization(record: Preprocessing, inside: bool) -> str:
     low, high = record.value_range
     if inside:
         return (
@@ -206,7 +258,7 @@ def _normalization(record, inside):
     )
 
 
-def _resizing(record, height, width):
+def _resizing(record: Preprocessing, height: int, width: int) -> str:
     method = f"{record.interpolation}, without antialiasing"
     if record.transform == "resize":
         return (
@@ -221,11 +273,11 @@ def _resizing(record, height, width):
     return f"Images are {how} ({method}); the central {height} x {width} are taken."
 
 
-def _architecture(config):
+def _architecture(config: dict[str, Any]) -> dict[str, object]:
     height, width, _ = config["input_shape"]
     patch_size = config["patch_size"]
     num_patches = (height // patch_size) * (width // patch_size)
-    rows = {
+    rows: dict[str, object] = {
         "Patches": f"{num_patches} of {patch_size} x {patch_size} pixels",
         "Blocks": config["num_blocks"],
         "Width of a token": config["hidden_dim"],
@@ -241,22 +293,24 @@ def _architecture(config):
     return rows
 
 
-def _results(datasets, metrics):
-    trained = f"Trained on: {', '.join(datasets) if datasets else 'not stated'}.\n\n"
+def _results(datasets: Iterable[str], metrics: Mapping[str, object] | None) -> str:
+    trained = f"Trained on: {', '.join(map(_escaped, datasets)) or 'not stated'}.\n\n"
     if not metrics:
         return f"{trained}Not measured."
     return f"{trained}| Metric | Value |\n| --- | --- |\n{_table(metrics)}"
 
 
-def _provenance(base_model, provenance):
-    told = {"Fine-tuned from": base_model} if base_model else {}
-    told |= {
+def _provenance(base_model: str | None, provenance: Mapping[str, str]) -> str:
+    known = {"Fine-tuned from": base_model} if base_model else {}
+    known |= {
         PROVENANCE[key]: provenance[key] for key in PROVENANCE if key in provenance
     }
-    if not told:
+    if not known:
         return "Not stated."
-    return "\n".join(f"- {name}: {value}" for name, value in told.items())
+    return "\n".join(f"- {name}: {_escaped(value)}" for name, value in known.items())
 
 
-def _table(rows):
-    return "\n".join(f"| {name} | {value} |" for name, value in rows.items())
+def _table(rows: Mapping[str, object]) -> str:
+    return "\n".join(
+        f"| {_escaped(name)} | {_escaped(value)} |" for name, value in rows.items()
+    )

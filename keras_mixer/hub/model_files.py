@@ -10,7 +10,10 @@
 """
 
 import math
+import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any, NamedTuple, Unpack
 
 import keras
 
@@ -26,12 +29,14 @@ from keras_mixer.checkpoints import (
     read_shapes,
 )
 from keras_mixer.files import atomic_replace
+from keras_mixer.hub.card import Facts
+from keras_mixer.hub.keras_files import read_keras
 from keras_mixer.hub.publish import from_pretrained
 from keras_mixer.hub.repository import write_repository
-from keras_mixer.models import as_mixer, find_mixer, mlp_mixer, save_official
+from keras_mixer.models import as_mixer, mlp_mixer, save_official
 from keras_mixer.preprocessing import Preprocessing
 
-_WRITERS = {
+_WRITERS: dict[str, Callable[[keras.Model, Path], None]] = {
     ".npz": lambda model, path: save_official(as_mixer(model), path),
     ".weights.h5": lambda model, path: model.save_weights(path),
     ".keras": lambda model, path: model.save(path),
@@ -41,11 +46,25 @@ _NOT_WRITTEN = (".safetensors", ".h5", ".npy", ".onnx", ".pt", ".pth")
 _OUR_FILES = {CARD, CHECKSUMS, CONFIG, LABELS, METADATA, WEIGHTS}
 
 
-def read_model(source, *, input_shape=None, approximate_gelu=None, value_range=None):
+class Overrides(NamedTuple):
+    """What a file of weights alone does not say; `None` for what is usual."""
+
+    input_shape: tuple[int, int, int] | None = None
+    approximate_gelu: bool | None = None
+    value_range: tuple[float, float] | None = None
+
+
+def read_model(
+    source: str | os.PathLike[str],
+    *,
+    input_shape: tuple[int, int, int] | None = None,
+    approximate_gelu: bool | None = None,
+    value_range: tuple[float, float] | None = None,
+) -> keras.Model:
     """Return the model in a file or folder of any kind that this package knows.
 
-    A file of weights alone tells all sizes but those of the image. What it does not
-    tell can be given; a whole model tells everything itself.
+    A file of weights alone says all sizes but those of the image. What it does not
+    say can be given; a whole model says everything itself.
 
     Args:
         source: A path, or `"hf://owner/name[@revision]"`.
@@ -64,21 +83,18 @@ def read_model(source, *, input_shape=None, approximate_gelu=None, value_range=N
         ValueError: If it is damaged, not a Mixer, or does not fit the arguments.
     """
     name = str(source)
-    told = {
-        "input_shape": input_shape,
-        "approximate_gelu": approximate_gelu,
-        "value_range": value_range,
-    }
+    overrides = Overrides(input_shape, approximate_gelu, value_range)
     if name.endswith(WEIGHT_ENDINGS):
-        return _read_weight_file(source, **told)
-    if given := [f"{key}={value}" for key, value in told.items() if value is not None]:
+        return _read_weight_file(source, overrides)
+    given = [f"{k}={v}" for k, v in overrides._asdict().items() if v is not None]
+    if given:
         raise ValueError(
             "`input_shape`, `approximate_gelu` and `value_range` are for files of "
-            f"weights alone. {name!r} tells them itself. Received: {', '.join(given)}. "
+            f"weights alone. {name!r} says them itself. Received: {', '.join(given)}. "
             "Leave them out."
         )
     if name.endswith(".keras"):
-        return _read_keras(Path(source))
+        return read_keras(Path(source))
     if Path(name).is_file():
         raise ValueError(
             "`source` must be a folder of a published model, hf://owner/name, or end "
@@ -87,7 +103,9 @@ def read_model(source, *, input_shape=None, approximate_gelu=None, value_range=N
     return from_pretrained(source)
 
 
-def write_model(model, target, *, overwrite=False):
+def write_model(
+    model: keras.Model, target: str | os.PathLike[str], *, overwrite: bool = False
+) -> None:
     """Write a model to a file, or to a folder as it is published, by the ending.
 
     What is written is complete under its name or absent.
@@ -106,29 +124,40 @@ def write_model(model, target, *, overwrite=False):
     """
     check_target(target, overwrite=overwrite)
     with atomic_replace(target) as path:
-        _WRITERS.get(_ending(target), write_repository)(model, path)
+        _WRITERS.get(_ending(target) or "", write_repository)(model, path)
 
 
-def write_folder(model, folder, *, overwrite=False, **facts):
+def write_folder(
+    model: keras.Model,
+    folder: str | os.PathLike[str],
+    *,
+    overwrite: bool = False,
+    card: str | None = None,
+    provenance: Mapping[str, str] | None = None,
+    **facts: Unpack[Facts],
+) -> None:
     """Write a model to a folder as it is published, complete or not at all.
 
     Args:
         model: An `MLPMixer`.
         folder: Where to write.
         overwrite: Whether to replace a folder of a published model.
-        **facts: What the card says, as in `push_to_hub`.
+        card: Text of the model card; `None` to write one.
+        provenance: What is known of the origin of the weights, as in `push_to_hub`.
+        **facts: What the card says beside: `repo_id`, `licence`, `datasets`, `metrics`,
+            `base_model`, as in `push_to_hub`.
 
     Raises:
         FileExistsError: If `folder` exists and is not to be replaced.
         OSError: If it cannot be written.
-        ValueError: If the model cannot be published.
+        ValueError: If the model cannot be published, or nobody could read it.
     """
     _check_folder(Path(folder), overwrite)
     with atomic_replace(folder) as path:
-        write_repository(model, path, **facts)
+        write_repository(model, path, card=card, provenance=provenance, **facts)
 
 
-def check_target(target, *, overwrite=False):
+def check_target(target: str | os.PathLike[str], *, overwrite: bool = False) -> None:
     """Raise the error of `write_model` for a target that it would refuse."""
     path = Path(target)
     if not _ending(path):
@@ -144,7 +173,9 @@ def check_target(target, *, overwrite=False):
         raise _exists(path)
 
 
-def reading_arguments(model, target):
+def reading_arguments(
+    model: keras.Model, target: str | os.PathLike[str]
+) -> dict[str, Any]:
     """Return the arguments without which `read_model(target)` is another model.
 
     Files of weights alone hold neither the shape of the image, nor the form of GELU,
@@ -153,7 +184,7 @@ def reading_arguments(model, target):
     if not str(target).endswith(WEIGHT_ENDINGS):
         return {}
     config, value_range = model.config, model.preprocessing.value_range
-    arguments = {}
+    arguments: dict[str, Any] = {}
     if config["input_shape"][0] != config["input_shape"][1]:
         arguments["input_shape"] = config["input_shape"]
     if not config["approximate_gelu"]:
@@ -163,7 +194,8 @@ def reading_arguments(model, target):
     return arguments
 
 
-def _read_weight_file(source, input_shape, approximate_gelu, value_range):
+def _read_weight_file(source: str | os.PathLike[str], overrides: Overrides) -> MLPMixer:
+    input_shape, value_range = overrides.input_shape, overrides.value_range
     sizes = describe_shapes(read_shapes(source)[0])
     num_patches, channels = sizes.pop("num_patches"), sizes.pop("channels")
     del sizes["num_classes"]  # the head is that of the file
@@ -180,39 +212,18 @@ def _read_weight_file(source, input_shape, approximate_gelu, value_range):
         **sizes,
         input_shape=input_shape,
         weights=source,
-        approximate_gelu=approximate_gelu,
+        approximate_gelu=overrides.approximate_gelu,
         preprocessing=Preprocessing(value_range) if value_range else None,
         # Keras would number it: equal files are to give equal models.
         name="mixer",
     )
 
 
-def _read_keras(path):
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no file {str(path)!r}")
-    try:
-        model = keras.saving.load_model(path, compile=False, safe_mode=True)
-    except Exception as error:  # a damaged file can make Keras raise anything
-        raise ValueError(
-            f"{str(path)!r} cannot be read: {str(error) or type(error).__name__}"
-        ) from error
-    try:
-        find_mixer(model)
-    except ValueError as error:
-        raise ValueError(
-            f"{str(path)!r} must hold a Mixer of this package. {error}"
-        ) from error
-    try:
-        return as_mixer(model)
-    except ValueError:  # quantized, or of more layers than a Mixer has
-        return model
-
-
-def _ending(target):
+def _ending(target: str | os.PathLike[str]) -> str | None:
     return next((end for end in _WRITERS if Path(target).name.endswith(end)), None)
 
 
-def _check_folder(folder, overwrite):
+def _check_folder(folder: Path, overwrite: bool) -> None:
     if folder.is_dir():
         names = {path.name for path in folder.iterdir()}
         if others := sorted(names - _OUR_FILES):
@@ -226,7 +237,7 @@ def _check_folder(folder, overwrite):
         raise FileExistsError(f"{str(folder)!r} is a file. Choose another name.")
 
 
-def _exists(path):
+def _exists(path: Path) -> FileExistsError:
     return FileExistsError(
         f"{str(path)!r} exists. Choose another name, or replace it with "
         "`overwrite=True` (`--force` on the command line)."

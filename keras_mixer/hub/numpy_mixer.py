@@ -4,13 +4,20 @@ It shares no code with the layers. Source: paper, section 2.
 """
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
 
 _erf = np.vectorize(math.erf, otypes=[np.float64])
 
 
-def mixer(weights, images, *, approximate_gelu=True):
+def mixer(
+    weights: Mapping[str, Array], images: Array, *, approximate_gelu: bool = True
+) -> tuple[Array, Array | None]:
     """Return `(pre_logits, logits)` of a Mixer.
 
     Args:
@@ -22,18 +29,18 @@ def mixer(weights, images, *, approximate_gelu=True):
         Two arrays; `logits` is `None` for weights without a head.
     """
 
-    def get(name):
+    def get(name: str) -> Array:
         return np.asarray(weights[name], np.float64)
 
-    def dense(x, name):
+    def dense(x: Array, name: str) -> Array:
         return x @ get(f"{name}/kernel") + get(f"{name}/bias")
 
-    def norm(x, name):
+    def norm(x: Array, name: str) -> Array:
         x = x - x.mean(-1, keepdims=True)
         x = x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6)
         return x * get(f"{name}/gamma") + get(f"{name}/beta")
 
-    def mlp(x, name):
+    def mlp(x: Array, name: str) -> Array:
         x = _gelu(dense(x, f"{name}/dense_0"), approximate_gelu)
         return dense(x, f"{name}/dense_1")
 
@@ -46,7 +53,7 @@ def mixer(weights, images, *, approximate_gelu=True):
     return pre_logits, dense(pre_logits, "head") if "head/kernel" in weights else None
 
 
-def _patches(images, kernel):
+def _patches(images: Array, kernel: Array) -> Array:
     """Return the projections of the patches, row by row: `(batch, S, width)`."""
     batch, height, width, channels = images.shape
     size = len(kernel)
@@ -55,7 +62,7 @@ def _patches(images, kernel):
     return x.reshape(batch, -1, kernel.shape[-1])
 
 
-def _gelu(x, approximate):
+def _gelu(x: Array, approximate: bool) -> Array:
     if approximate:
         return x / 2 * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
     return x / 2 * (1 + _erf(x / math.sqrt(2)))

@@ -1,15 +1,18 @@
 """Whole models from and to the Hugging Face Hub, by one call each way."""
 
-import hashlib
 import json
+import os
 import tempfile
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from keras_mixer.checkpoints import (
     CARD,
     LABELS,
     METADATA,
     download_file,
+    git_sha1,
     parse_address,
     read_published,
     with_retries,
@@ -22,9 +25,13 @@ from keras_mixer.hub.repository import (
     write_checksums,
     write_repository,
 )
+from keras_mixer.models import MLPMixer
+
+if TYPE_CHECKING:  # slow to import, and only publishing needs it
+    from huggingface_hub import ModelInfo
 
 
-def from_pretrained(source):
+def from_pretrained(source: str | os.PathLike[str]) -> MLPMixer:
     """Return a published model: architecture, weights, preprocessing and labels.
 
     On the Hub all files are taken from one commit, compared with their checksums, and
@@ -49,21 +56,21 @@ def from_pretrained(source):
 
 
 def push_to_hub(
-    model,
-    repo_id,
+    model: MLPMixer,
+    repo_id: str,
     *,
-    private=None,
-    tag=None,
-    commit_message=None,
-    card=None,
-    overwrite_card=False,
-    licence="apache-2.0",
-    datasets=(),
-    metrics=None,
-    base_model=None,
-    provenance=None,
-    token=None,
-):
+    private: bool | None = None,
+    tag: str | None = None,
+    commit_message: str | None = None,
+    card: str | None = None,
+    overwrite_card: bool = False,
+    licence: str = "apache-2.0",
+    datasets: Iterable[str] = (),
+    metrics: Mapping[str, object] | None = None,
+    base_model: str | None = None,
+    provenance: Mapping[str, str] | None = None,
+    token: str | None = None,
+) -> str:
     """Publish a model on the Hub, in one commit; return the commit.
 
     Anyone can load it with `keras.saving.load_model("hf://owner/name")`, without this
@@ -85,9 +92,10 @@ def push_to_hub(
         datasets: What it was trained on, by their names on the Hub.
         metrics: Name -> value of what was measured, such as `{"accuracy": 0.81}`.
         base_model: The repository on the Hub that it was fine-tuned from.
-        provenance: What is told of the origin of the weights, as text, under the keys
+        provenance: What is known of the origin of the weights, as text, under the keys
             `training`, `command`, `versions`, `source` (an address), `sha256` (of the
-            source), `conversion` and `verification`.
+            source), `conversion` and `verification`. Of paths of this machine only the
+            last name is kept.
         token: Of the Hub; `None` for that of the environment.
 
     Raises:
@@ -95,13 +103,15 @@ def push_to_hub(
         PermissionError: If there is no token, or it may not write there.
         OSError: If somebody else changes the repository at the same time, or the Hub
             holds something else than was sent.
-        ValueError: If the model cannot be published; the repository exists with another
+        ValueError: If the model cannot be published, or nobody could read it (then
+            nothing is sent); the repository exists with another
             visibility; the tag exists; there is a card by hand where `card` is given.
     """
+    datasets = tuple(datasets)
     if parse_address(f"hf://{repo_id}")[0] != repo_id:
         raise ValueError(f"`repo_id` must be owner/name. Received: {repo_id!r}")
-    with tempfile.TemporaryDirectory() as folder:
-        folder = Path(folder)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
         write_repository(
             model,
             folder,
@@ -133,7 +143,7 @@ def push_to_hub(
     return commit
 
 
-def _keep_card(hub, folder, card):
+def _keep_card(hub: "_Repository", folder: Path, card: str | None) -> None:
     """Put a card that was written by hand in place of ours, if the Hub has one."""
     if CARD not in hub.hashes:
         return
@@ -153,7 +163,7 @@ def _keep_card(hub, folder, card):
 class _Repository:
     """A repository to publish to, as it was when it was looked at."""
 
-    def __init__(self, repo_id, private, token):
+    def __init__(self, repo_id: str, private: bool | None, token: str | None) -> None:
         from huggingface_hub import HfApi, get_token
 
         if not (token or get_token()):
@@ -171,20 +181,20 @@ class _Repository:
                 f"Received: private={private}. Leave `private` out, or change the "
                 "settings of the repository first."
             )
-        self.head, self.hashes = info.sha, _hashes(info)
+        self.head, self.hashes = str(info.sha), _hashes(info)
 
-    def fetch(self, filename):
+    def fetch(self, filename: str) -> Path:
         """Return the path of a file as it was."""
         return download_file(self.repo_id, filename, self.head, token=self.token)
 
-    def commit_of(self, revision):
+    def commit_of(self, revision: str) -> str | None:
         """Return the commit of a branch or tag, `None` if there is none."""
         try:
             return self._info(revision).sha
         except FileNotFoundError:
             return None
 
-    def changed(self, folder):
+    def changed(self, folder: Path) -> set[str]:
         """Return the names of the files that are new, other or gone in `folder`."""
         changed = {path.name for path in folder.iterdir() if not self._holds(path)}
         if LABELS in self.hashes and not (folder / LABELS).exists():
@@ -199,11 +209,11 @@ class _Repository:
                 return set()
         return changed
 
-    def commit(self, folder, filenames, message):
+    def commit(self, folder: Path, filenames: Iterable[str], message: str) -> str:
         """Send the files, unless somebody else sent some since; return the commit."""
         from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
-        def send(repo_id):
+        def send(repo_id: str) -> Any:
             paths = (folder / filename for filename in sorted(filenames))
             return self.api.create_commit(
                 repo_id,
@@ -217,9 +227,9 @@ class _Repository:
                 parent_commit=self.head,
             )
 
-        return self._ask(send).oid
+        return str(self._ask(send).oid)
 
-    def verify(self, folder, commit):
+    def verify(self, folder: Path, commit: str) -> None:
         """Check that the Hub holds what was sent."""
         self.head, self.hashes = commit, _hashes(self._info(commit))
         other = [path.name for path in folder.iterdir() if not self._holds(path)]
@@ -231,27 +241,25 @@ class _Repository:
                 "again."
             )
 
-    def tag(self, tag, commit):
+    def tag(self, tag: str, commit: str) -> None:
         """Give the commit a tag."""
         # It was new a moment ago: if it exists now, it is ours.
         self._ask(self.api.create_tag, tag=tag, revision=commit, exist_ok=True)
 
-    def _holds(self, path):
+    def _holds(self, path: Path) -> bool:
         """Whether the Hub has the content of this file under its name."""
-        content = path.read_bytes()
-        git_sha1 = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
-        return self.hashes.get(path.name) in (sha256_of(path), git_sha1)
+        return self.hashes.get(path.name) in (sha256_of(path), git_sha1(path))
 
-    def _info(self, revision):
+    def _info(self, revision: str) -> "ModelInfo":
         return self._ask(self.api.model_info, revision=revision, files_metadata=True)
 
-    def _ask(self, method, **arguments):
+    def _ask(self, method: Callable[..., Any], **arguments: Any) -> Any:
         return with_retries(lambda: method(self.repo_id, **arguments), self.repo_id)
 
 
-def _hashes(info):
+def _hashes(info: "ModelInfo") -> dict[str, str | None]:
     """Return filename -> sha256 of a large file, SHA-1 of git of a small one."""
     return {
         file.rfilename: file.lfs.sha256 if file.lfs else file.blob_id
-        for file in info.siblings
+        for file in info.siblings or ()
     }

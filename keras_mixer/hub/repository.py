@@ -11,8 +11,11 @@
 """
 
 import json
+import os
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any, Unpack
 
 from keras_mixer.checkpoints import (
     CARD,
@@ -21,16 +24,28 @@ from keras_mixer.checkpoints import (
     LABELS,
     MAX_PARAMETERS,
     METADATA,
+    WEIGHTS,
+    Fetch,
+    in_folder,
     make_entry,
     open_repository,
+    read_weights,
+    trust,
 )
 from keras_mixer.files import sha256_of
-from keras_mixer.hub.card import PROVENANCE, write_card
-from keras_mixer.models import as_mixer, mlp_mixer, plain_model
+from keras_mixer.hub.card import PROVENANCE, Facts, without_paths, write_card
+from keras_mixer.models import MLPMixer, as_mixer, mlp_mixer, plain_model
 from keras_mixer.variants import parameter_count
 
 
-def write_repository(model, folder, *, card=None, provenance=None, **facts):
+def write_repository(
+    model: MLPMixer,
+    folder: str | os.PathLike[str],
+    *,
+    card: str | None = None,
+    provenance: Mapping[str, str] | None = None,
+    **facts: Unpack[Facts],
+) -> None:
     """Write the files of a published repository into an empty or new folder.
 
     Args:
@@ -38,19 +53,22 @@ def write_repository(model, folder, *, card=None, provenance=None, **facts):
             `models.as_mixer` takes. Its weights are written in float32.
         folder: Where to write.
         card: Text of `README.md`; `None` to write one.
-        provenance: What is told of the origin of the weights, as text, under the keys
+        provenance: What is known of the origin of the weights, as text, under the keys
             `training`, `command`, `versions`, `source` (an address), `sha256` (of the
-            source), `conversion` and `verification`.
+            source), `conversion` and `verification`. Of paths of this machine only the
+            last name is kept.
         **facts: What the card says beside: `repo_id`, `licence`, `datasets`, `metrics`,
             `base_model`, as in `push_to_hub`.
 
     Raises:
-        ValueError: If the model cannot be published, the folder is not empty, or
-            `provenance` has other keys.
+        ValueError: If the model cannot be published, or not be read again: then the
+            message says why. If the folder is not empty, or `provenance` has other
+            keys.
     """
     model = as_mixer(model)
     _check_publishable(model)
-    provenance = dict(provenance or {})
+    entry = make_entry(model)
+    provenance = {key: without_paths(text) for key, text in (provenance or {}).items()}
     if unknown := sorted(provenance.keys() - PROVENANCE.keys()):
         raise ValueError(
             f"`provenance` may have the keys {', '.join(PROVENANCE)}. "
@@ -63,7 +81,7 @@ def write_repository(model, folder, *, card=None, provenance=None, **facts):
         raise ValueError(f"`folder` must be empty. Received: {str(folder)!r}")
     plain.save(folder, zipped=False)
     (folder / "assets").rmdir()  # Keras always makes it
-    _add(folder / CONFIG, keras_mixer=make_entry(model))
+    _add(folder / CONFIG, keras_mixer=entry)
     _add(
         folder / METADATA,
         keras_mixer_version=version("keras-mixer"),
@@ -71,12 +89,25 @@ def write_repository(model, folder, *, card=None, provenance=None, **facts):
         provenance=provenance,
     )
     if model.labels:
-        _write_json(folder / LABELS, make_entry(model)["labels"])
+        _write_json(folder / LABELS, entry["labels"])
     (folder / CARD).write_bytes(card.encode())
     write_checksums(folder)
+    _check_readable(folder)
 
 
-def write_checksums(folder):
+def _check_readable(folder: Path) -> None:
+    """Read what was written, as everybody will."""
+    trust(folder / WEIGHTS)  # a moment ago it was ours alone
+    try:
+        _, path = open_repository(in_folder(folder), "the model")
+        read_weights(path)
+    except ValueError as error:
+        raise ValueError(
+            f"The model cannot be published, because nobody could read it: {error}"
+        ) from error
+
+
+def write_checksums(folder: Path) -> None:
     """Write `checksums.json`, the sha256 and size of every other file of `folder`."""
     paths = [path for path in sorted(folder.iterdir()) if path.name != CHECKSUMS]
     _write_json(
@@ -85,7 +116,7 @@ def write_checksums(folder):
     )
 
 
-def read_repository(fetch, source):
+def read_repository(fetch: Fetch, source: str) -> MLPMixer:
     """Return the `MLPMixer` of a published model; arguments as `open_repository`."""
     entry, path = open_repository(fetch, source)
     # The head is that of the file: another number would silently make a new one.
@@ -103,7 +134,7 @@ def read_repository(fetch, source):
     return model
 
 
-def _check_publishable(model):
+def _check_publishable(model: MLPMixer) -> None:
     num_classes = model.config["num_classes"]
     if model.labels and len(model.labels) != num_classes:
         raise ValueError(
@@ -117,11 +148,11 @@ def _check_publishable(model):
         )
 
 
-def _add(path, **entries):
+def _add(path: Path, **entries: Any) -> None:
     """Add entries to an object that Keras wrote, as compact as it was."""
     value = json.loads(path.read_text(encoding="utf-8"))
     path.write_text(json.dumps({**value, **entries}), encoding="utf-8")
 
 
-def _write_json(path, value):
+def _write_json(path: Path, value: object) -> None:
     path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")

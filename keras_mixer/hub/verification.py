@@ -1,13 +1,16 @@
 """Is a model what it says it is? Its arrays, its files, and the paper's equations."""
 
 import json
+import os
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
+import numpy.typing as npt
 
 from keras_mixer.checkpoints import (
     CARD,
@@ -63,13 +66,14 @@ class Report:
 
     source: str
     sha256: str | None
-    sizes: dict
+    sizes: dict[str, Any]
     arrays: int
     parameters: int
     differences: dict[str, Difference]
 
-    def __str__(self):
-        rows = {"verified": self.source, "sha256": self.sha256 or "none"} | self.sizes
+    def __str__(self) -> str:
+        rows: dict[str, Any] = {"verified": self.source}
+        rows |= {"sha256": self.sha256 or "none"} | self.sizes
         rows["arrays"] = f"{self.arrays}, each known, of its shape and finite"
         rows["parameters"] = f"{self.parameters:,}"
         for name, (largest, allowed) in self.differences.items():
@@ -78,7 +82,14 @@ class Report:
         return "\n".join(f"{name:<{width}}  {value}" for name, value in rows.items())
 
 
-def verify(source, *, same_as=None, **told):
+def verify(
+    source: keras.Model | str | os.PathLike[str],
+    *,
+    same_as: str | os.PathLike[str] | None = None,
+    input_shape: tuple[int, int, int] | None = None,
+    approximate_gelu: bool | None = None,
+    value_range: tuple[float, float] | None = None,
+) -> Report:
     """Check all that can be checked of a model; return what was found.
 
     Every array has the name and shape that the sizes ask for, none is missing or left
@@ -90,7 +101,9 @@ def verify(source, *, same_as=None, **told):
     Args:
         source: An `MLPMixer` in float32, or where one is, as in `read_model`.
         same_as: A weight file whose arrays the model must hold, bit for bit.
-        **told: What a file of weights alone does not tell, as in `read_model`.
+        input_shape: As in `read_model`, for a file of weights alone.
+        approximate_gelu: The same.
+        value_range: The same.
 
     Raises:
         OSError: If there is no such file, or it cannot be read.
@@ -100,14 +113,25 @@ def verify(source, *, same_as=None, **told):
         return _verify(source, f"The model {source.name!r}", None, same_as)
     path = Path(source)
     if path.is_dir():
-        with _check("checksums", source):
+        with _check("checksums", str(source)):
             _check_checksums(path)
     # A GPU may multiply float32 with fewer bits than the tolerance is made for.
     with keras.device("cpu"):
-        return _verify(read_model(source, **told), str(source), path, same_as)
+        model = read_model(
+            source,
+            input_shape=input_shape,
+            approximate_gelu=approximate_gelu,
+            value_range=value_range,
+        )
+        return _verify(model, str(source), path, same_as)
 
 
-def _verify(model, name, path, same_as):
+def _verify(
+    model: keras.Model,
+    name: str,
+    path: Path | None,
+    same_as: str | os.PathLike[str] | None,
+) -> Report:
     with _check("type", name):
         _check_type(model)
         config, weights = model.config, model_weights(model)
@@ -140,7 +164,9 @@ def _verify(model, name, path, same_as):
     return Report(name, sha256, sizes, len(weights), parameters, differences)
 
 
-def _expect(model, weights):
+def _expect(
+    model: MLPMixer, weights: dict[str, npt.NDArray[np.float32]]
+) -> tuple[npt.NDArray[Any], tuple[npt.NDArray[Any], npt.NDArray[Any] | None]]:
     """Return drawn images as the model takes them, and what NumPy makes of them."""
     config, record = model.config, model.preprocessing
     shape = (2, *config["input_shape"])  # two: images must not mix
@@ -152,7 +178,12 @@ def _expect(model, weights):
     return images, expected
 
 
-def _compare(model, config, images, expected):
+def _compare(
+    model: keras.Model,
+    config: dict[str, Any],
+    images: npt.NDArray[Any],
+    expected: tuple[npt.NDArray[Any], npt.NDArray[Any] | None],
+) -> dict[str, Difference]:
     """Return output -> `Difference` of a model, ours or of built-in layers."""
     pre_logits, logits = expected
     nodes = [model.get_layer("pre_logits").output, model.output]
@@ -169,7 +200,9 @@ def _compare(model, config, images, expected):
     return differences
 
 
-def _difference(name, actual, expected):
+def _difference(
+    name: str, actual: keras.KerasTensor, expected: npt.NDArray[Any]
+) -> Difference:
     actual = keras.ops.convert_to_numpy(actual)
     _check_equal(f"the shape of {name}", actual.shape, expected.shape)
     largest = float(np.max(np.abs(actual - expected)))
@@ -182,7 +215,7 @@ def _difference(name, actual, expected):
     return Difference(largest, allowed)
 
 
-def _check_type(model):
+def _check_type(model: object) -> None:
     if not isinstance(model, MLPMixer):
         raise ValueError(f"it must be an `MLPMixer`. Received: {type(model).__name__}")
     dtypes = {layer.compute_dtype for layer in model.layers}
@@ -193,7 +226,7 @@ def _check_type(model):
         )
 
 
-def _expected_shapes(config):
+def _expected_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     height, width, channels = config["input_shape"]
     patch_size = config["patch_size"]
     return weight_shapes(
@@ -203,7 +236,9 @@ def _expected_shapes(config):
     )
 
 
-def _check_same(weights, others):
+def _check_same(
+    weights: dict[str, npt.NDArray[Any]], others: dict[str, npt.NDArray[Any]]
+) -> None:
     _check_equal("the names and shapes", shapes_of(weights), shapes_of(others))
     different = [
         name
@@ -216,7 +251,7 @@ def _check_same(weights, others):
         )
 
 
-def _check_checksums(folder):
+def _check_checksums(folder: Path) -> None:
     for name in (CHECKSUMS, CONFIG, WEIGHTS, METADATA, CARD):
         if not (folder / name).is_file():
             raise ValueError(f"there is no {name}; it is not a published model")
@@ -229,31 +264,34 @@ def _check_checksums(folder):
     }
     checksums = json.loads((folder / CHECKSUMS).read_text(encoding="utf-8"))
     checksums = {n: c for n, c in checksums.items() if not n.startswith(".")}
-    wrong = actual.keys() | checksums.keys()
-    wrong = sorted(n for n in wrong if actual.get(n) != checksums.get(n))
+    names = actual.keys() | checksums.keys()
+    wrong = sorted(n for n in names if actual.get(n) != checksums.get(n))
     if wrong:
         raise ValueError(f"{CHECKSUMS} is wrong of {', '.join(wrong)}. Get them again")
 
 
-def _check_metadata(folder, model, parameters):
+def _check_metadata(folder: Path, model: MLPMixer, parameters: int) -> None:
     metadata = json.loads((folder / METADATA).read_text(encoding="utf-8"))
     _check_equal("`parameter_count`", metadata.get("parameter_count"), parameters)
-    path, labels = folder / LABELS, None
+    path = folder / LABELS
+    labels: tuple[str, ...] | None = None
     if path.is_file():
         labels = tuple(json.loads(path.read_text(encoding="utf-8")))
     _check_equal(f"the names in {LABELS}", labels, model.labels)
 
 
-def _check_equal(what, actual, expected):
+def _check_equal(what: str, actual: object, expected: object) -> None:
     if actual != expected:
         raise ValueError(f"{what} must be {expected}. Received: {actual}")
 
 
 @contextmanager
-def _check(check, name):
+def _check(check: str, name: str) -> Iterator[None]:
     """Turn whatever goes wrong inside into a `ValueError` that names the check."""
     try:
         yield
+    except MemoryError as error:
+        raise MemoryError(f"{name}: there is not enough memory") from error
     except Exception as error:  # a damaged file can make the libraries raise anything
         reason = str(error) or type(error).__name__
         raise ValueError(f"{name} fails the check of its {check}: {reason}") from error
