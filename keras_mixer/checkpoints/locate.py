@@ -118,7 +118,7 @@ def in_folder(folder: object) -> Fetch:
             raise OSError(f"{path} is damaged: {problem}. Get it again.")
         if max_size is not None and (actual := path.stat().st_size) > max_size:
             raise ValueError(
-                f"{path} must have at most {max_size} bytes. Received: {actual}"
+                f"{path} has more than {max_size} bytes. Received: {actual}"
             )
         return path
 

@@ -67,6 +67,7 @@ def write_repository(
     """
     model = as_mixer(model)
     _check_publishable(model)
+    plain = plain_model(model)
     entry = make_entry(model)
     provenance = {key: without_paths(text) for key, text in (provenance or {}).items()}
     if unknown := sorted(provenance.keys() - PROVENANCE.keys()):
@@ -74,7 +75,6 @@ def write_repository(
             f"`provenance` may have the keys {', '.join(PROVENANCE)}. "
             f"Received: {', '.join(map(repr, unknown))}"
         )
-    plain = plain_model(model)
     card = card or write_card(model, provenance=provenance, **facts)
     folder = Path(folder).absolute()  # Keras saves to no relative folder
     if folder.exists() and any(folder.iterdir()):

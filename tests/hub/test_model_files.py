@@ -84,9 +84,9 @@ def test_patches_that_make_no_square_need_the_shape(model, tmp_path):
         read_model(path, input_shape=(32, 32, 3))
 
 
-def test_a_whole_model_is_told_nothing(model, tmp_path):
+def test_a_whole_model_takes_no_overrides(model, tmp_path):
     write_model(model, tmp_path / "model.keras")
-    with pytest.raises(ValueError, match="tells them itself. Received: value_range="):
+    with pytest.raises(ValueError, match="says them itself. Received: value_range="):
         read_model(tmp_path / "model.keras", value_range=(0, 1))
 
 
