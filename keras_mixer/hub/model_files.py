@@ -194,7 +194,9 @@ def reading_arguments(
     return arguments
 
 
-def _read_weight_file(source: str | os.PathLike[str], overrides: Overrides) -> MLPMixer:
+def _read_weight_file(
+    source: str | os.PathLike[str], overrides: Overrides
+) -> keras.Model:
     input_shape, value_range = overrides.input_shape, overrides.value_range
     sizes = describe_shapes(read_shapes(source)[0])
     num_patches, channels = sizes.pop("num_patches"), sizes.pop("channels")

@@ -359,7 +359,9 @@ def test_a_healthy_file_of_another_model_is_not_called_damaged(tmp_path):
         read_weights(tmp_path / "a.safetensors")
     assert "damaged" not in str(caught.value)
     other.save(tmp_path / "a.keras")
-    with pytest.raises(ValueError, match="must hold an `MLPMixer`.*Sequential"):
+    with pytest.raises(
+        ValueError, match="must hold a Mixer of this package.*Sequential"
+    ):
         read_model(tmp_path / "a.keras")
 
 
