@@ -7,12 +7,19 @@ converter finds in a traced model depends on the backend and falls into pieces.
 Source: ONNX operators, opset 20 (`Gelu`; `LayerNormalization` since 17).
 """
 
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
+from numpy.typing import NDArray
 
 from keras_mixer.layers import LAYER_NORM_EPSILON
-from keras_mixer.models import model_weights
+from keras_mixer.models import MLPMixer, model_weights
+
+if TYPE_CHECKING:
+    import onnx
 
 INPUT, OUTPUT = "images", "outputs"
+PRECISION_KEY = "keras_mixer.precision"  # of the metadata in the file
 
 _OPSET, _IR_VERSION = 20, 9  # the first versions that have all operators used here
 _ACTIVATIONS = {
@@ -22,11 +29,13 @@ _ACTIVATIONS = {
 }
 
 
-def onnx_model(model):
-    """Return an `onnx.ModelProto` that computes in float32 what a Mixer computes.
+def onnx_model(model: MLPMixer, *, half: bool = False) -> "onnx.ModelProto":
+    """Return an `onnx.ModelProto` that computes what a Mixer computes.
 
     Args:
         model: An `MLPMixer`. LoRA adapters are merged into their kernels.
+        half: Whether the stem, the MLPs and the residual sums compute in float16. The
+            normalisation, the norms, the pooling and the head stay in float32.
 
     Returns:
         A model with the input `images`, float32 `(batch, height, width, channels)`, and
@@ -44,20 +53,22 @@ def onnx_model(model):
             f"{', '.join(_ACTIVATIONS)} or none. Received: {activation!r}. Build the "
             "model with `classifier_activation=None`, and apply yours to its outputs."
         )
-    return _Graph(model_weights(model)).mixer(model)
+    return _Graph(model_weights(model), half).mixer(model)
 
 
 class _Graph:
     """Nodes in the order of computation. Methods add some and return the last name."""
 
-    def __init__(self, weights):
+    def __init__(self, weights: dict[str, NDArray[Any]], half: bool) -> None:
         import onnx
 
         self.onnx = onnx
         self.weights = weights
-        self.nodes, self.constants = [], []
+        self.half = half
+        self.nodes: list[Any] = []
+        self.constants: list[Any] = []
 
-    def mixer(self, model):
+    def mixer(self, model: MLPMixer) -> "onnx.ModelProto":
         helper, float32 = self.onnx.helper, self.onnx.TensorProto.FLOAT
         shape = model.input_shape[1:]
         images = helper.make_tensor_value_info(INPUT, float32, ["batch", *shape])
@@ -80,29 +91,37 @@ class _Graph:
         graph = helper.make_graph(
             self.nodes, model.name, [images], [outputs], self.constants
         )
-        return helper.make_model(
+        proto = helper.make_model(
             graph,
             producer_name="keras_mixer",
             ir_version=_IR_VERSION,
             opset_imports=[helper.make_opsetid("", _OPSET)],
         )
+        precision = "float16" if self.half else "float32"
+        helper.set_model_props(proto, {PRECISION_KEY: precision})
+        return proto
 
-    def _stem(self, x, model):
+    def _stem(self, x: str, model: MLPMixer) -> str:
         config, record = model.config, model.preprocessing
         size, (height, width, channels) = config["patch_size"], config["input_shape"]
         rows, columns = height // size, width // size
         if config["include_preprocessing"]:
-            scale = self._constant("normalization/scale", np.float32(record.scale))
-            offset = self._constant("normalization/offset", np.float32(record.offset))
+            scale = self._constant(
+                "normalization/scale", np.asarray(record.scale, "float32")
+            )
+            offset = self._constant(
+                "normalization/offset", np.asarray(record.offset, "float32")
+            )
             x = self._add("Add", self._add("Mul", x, scale), offset)
+        x = self._cast(x, "FLOAT16")
         # A convolution whose stride is its kernel's size: cut, then one product.
         x = self._reshape(x, "stem/cut", (rows, size, columns, size * channels))
         x = self._add("Transpose", x, perm=(0, 1, 3, 2, 4))
         x = self._reshape(x, "stem/patches", (rows * columns, size * size * channels))
         return self._dense(x, "stem/projection")
 
-    def _block(self, x, name, approximate):
-        def mlp(x, name):
+    def _block(self, x: str, name: str, approximate: str) -> str:
+        def mlp(x: str, name: str) -> str:
             x = self._add(
                 "Gelu", self._dense(x, f"{name}/dense_0"), approximate=approximate
             )
@@ -115,31 +134,40 @@ class _Graph:
             "Add", x, mlp(self._norm(x, f"{name}/norm_1"), f"{name}/channel_mixing")
         )
 
-    def _dense(self, x, name):
-        kernel = self.weights[f"{name}/kernel"]
-        kernel = kernel.reshape(-1, kernel.shape[-1])  # the stem's has four axes
-        kernel = self._constant(f"{name}/kernel", kernel)
-        bias = self._constant(f"{name}/bias", self.weights[f"{name}/bias"])
+    def _dense(self, x: str, name: str) -> str:
+        dtype = "float16" if self.half and name != "head" else "float32"
+        array = self.weights[f"{name}/kernel"].astype(dtype)
+        array = array.reshape(-1, array.shape[-1])  # the stem's has four axes
+        kernel = self._constant(f"{name}/kernel", array)
+        array = self.weights[f"{name}/bias"].astype(dtype)
+        bias = self._constant(f"{name}/bias", array)
         return self._add("Add", self._add("MatMul", x, kernel), bias)
 
-    def _norm(self, x, name):
+    def _norm(self, x: str, name: str) -> str:
+        """Add a norm in float32; its output is what the next product takes."""
+        x = self._cast(x, "FLOAT")
         gamma, beta = (
             self._constant(f"{name}/{leaf}", self.weights[f"{name}/{leaf}"])
             for leaf in ("gamma", "beta")
         )
-        return self._add(
-            "LayerNormalization", x, gamma, beta, epsilon=LAYER_NORM_EPSILON
-        )
+        x = self._add("LayerNormalization", x, gamma, beta, epsilon=LAYER_NORM_EPSILON)
+        return x if name == "pre_head_layer_norm" else self._cast(x, "FLOAT16")
 
-    def _reshape(self, x, name, shape):
+    def _cast(self, x: str, dtype: str) -> str:
+        """Add a change of the dtype, in a graph of half precision only."""
+        if not self.half:
+            return x
+        return self._add("Cast", x, to=self.onnx.TensorProto.DataType.Value(dtype))
+
+    def _reshape(self, x: str, name: str, shape: tuple[int, ...]) -> str:
         return self._add("Reshape", x, self._constant(name, np.array((-1, *shape))))
 
-    def _add(self, operator, *inputs, **attributes):
+    def _add(self, operator: str, *inputs: str, **attributes: Any) -> str:
         name = f"{len(self.nodes)}_{operator}"
         node = self.onnx.helper.make_node(operator, inputs, [name], name, **attributes)
         self.nodes.append(node)
         return name
 
-    def _constant(self, name, array):
+    def _constant(self, name: str, array: NDArray[Any]) -> str:
         self.constants.append(self.onnx.numpy_helper.from_array(array, name))
         return name

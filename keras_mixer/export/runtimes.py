@@ -1,90 +1,201 @@
 """Each runtime's own writer and reader, one pair per file format.
 
-A writer takes the Mixer and the same model as a float32 graph of built-in layers on the
-CPU, and writes under the path it is given. A reader returns a function from images to
-outputs, both NumPy arrays, that runs in float32 on the CPU.
+A writer takes a `Job` and writes under the path it is given. A reader returns a
+function from images to outputs, both NumPy arrays, that runs on the CPU.
 """
 
 import os
 import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import keras
+import numpy as np
+from numpy.typing import NDArray
 
-from keras_mixer.export.onnx_graph import INPUT, onnx_model
+from keras_mixer.export.onnx_graph import INPUT, PRECISION_KEY, onnx_model
+from keras_mixer.models import MLPMixer
+
+Images = NDArray[np.float32]
+Run = Callable[[Images], Images]
+
+# Where OpenVINO keeps options of a model inside its file.
+_HINT = ["runtime_options", "INFERENCE_PRECISION_HINT"]
+_VALUE_RANGE = ["keras_mixer", "value_range"]
+_HINTS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
+# OpenVINO's names of what a processor has units for.
+_CAPABILITIES = {"bfloat16": "BF16", "float16": "FP16"}
 
 
-def write_onnx(mixer, plain, path, calibration_images=None):
+@dataclass(frozen=True)
+class Job:
+    """What is to be written.
+
+    Attributes:
+        mixer: The Mixer.
+        graph: The same as a Keras model that computes in `precision`: for float32 a
+            graph of built-in layers.
+        precision: `"float32"`, `"bfloat16"` or `"float16"`.
+        calibration_images: Images that give the ranges of an int8 file; `None` for
+            none.
+    """
+
+    mixer: MLPMixer
+    graph: keras.Model
+    precision: str = "float32"
+    calibration_images: Images | None = None
+
+    @property
+    def value_range(self) -> tuple[float, float]:
+        """What the pixel values 0 and 255 are for the file."""
+        if self.mixer.config["include_preprocessing"]:
+            return 0.0, 255.0
+        return self.mixer.preprocessing.value_range
+
+
+def write_onnx(job: Job, path: Path) -> None:
     """Write an `.onnx`, int8 if there are images to calibrate it with."""
     import onnx
 
-    if calibration_images is None:
-        onnx.save(onnx_model(mixer), path)
+    model = onnx_model(job.mixer, half=job.precision == "float16")
+    if job.calibration_images is None:
+        onnx.save(model, path)
         return
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         in_float = Path(folder) / "float.onnx"
-        onnx.save(onnx_model(mixer), in_float)
-        _quantize(in_float, path, calibration_images)
+        onnx.save(model, in_float)
+        _quantize(in_float, path, job.calibration_images)
 
 
-def load_onnx(path):
+def load_onnx(path: Path) -> Run:
     """Return the function of an `.onnx` in ONNX Runtime."""
+    return open_onnx(path)[0]
+
+
+def open_onnx(path: Path) -> tuple[Run, str]:
+    """Return the function of an `.onnx`, and the precision that it computes in."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    return lambda images: session.run(None, {INPUT: images})[0]
+    metadata = session.get_modelmeta().custom_metadata_map
+
+    def run(images: Images) -> Images:
+        return session.run(None, {INPUT: images})[0]
+
+    return run, metadata.get(PRECISION_KEY, "float32")
 
 
-def write_openvino(mixer, plain, path, calibration_images=None):
-    """Write an `.xml` and its `.bin`, int8 if there are images to calibrate it with."""
+def write_openvino(job: Job, path: Path) -> None:
+    """Write an `.xml` and its `.bin`, int8 if there are images to calibrate it with.
+
+    The precision is kept as a hint in the file: the weights of a float16 file are
+    halved, the others stay in float32.
+    """
     openvino = _import_openvino()
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         as_onnx = Path(folder) / "model.onnx"
-        write_onnx(mixer, plain, as_onnx, calibration_images)
+        in_float32 = Job(job.mixer, job.graph, "float32", job.calibration_images)
+        write_onnx(in_float32, as_onnx)
         network = openvino.Core().read_model(as_onnx)
-        # The default halves the precision of the weights.
-        openvino.save_model(network, path, compress_to_fp16=False)
+        network.set_rt_info(_HINTS[job.precision], _HINT)
+        low, high = job.value_range
+        network.set_rt_info(f"{low:g} {high:g}", _VALUE_RANGE)
+        openvino.save_model(network, path, compress_to_fp16=job.precision == "float16")
 
 
-def load_openvino(path):
-    """Return the function of an `.xml` in OpenVINO."""
-    openvino = _import_openvino()
-    # Where the processor has bfloat16, OpenVINO would compute in it.
-    settings = {"INFERENCE_PRECISION_HINT": "f32"}
-    network = openvino.Core().compile_model(path, "CPU", settings)
-    return lambda images: network(images)[0]
+def load_openvino(path: Path, precision: str | None = None) -> Run:
+    """Return the function of an `.xml` in OpenVINO.
+
+    Args:
+        path: The file.
+        precision: To compute in; `None` for that of the file, or float32 if it has
+            none. OpenVINO's own default is bfloat16 where the processor has it.
+    """
+    core = _import_openvino().Core()
+    network = core.read_model(path)
+    hint = _HINTS.get(precision or "") or _rt_info(network, _HINT) or "f32"
+    settings = {"INFERENCE_PRECISION_HINT": hint}
+    compiled = core.compile_model(network, "CPU", settings)
+    return lambda images: compiled(images)[0]
 
 
-def write_saved_model(mixer, plain, path):
+@dataclass(frozen=True)
+class OpenvinoFile:
+    """What an `.xml` says of itself, and what this processor has.
+
+    Attributes:
+        precision: The precision that it was written for.
+        image_shape: `(height, width, channels)`.
+        value_range: What the pixel values 0 and 255 are for it.
+        half_precisions: Those of `"bfloat16"` and `"float16"` that the processor has.
+    """
+
+    precision: str
+    image_shape: tuple[int, ...]
+    value_range: tuple[float, float]
+    half_precisions: tuple[str, ...]
+
+
+def describe_openvino(path: Path) -> OpenvinoFile:
+    """Return what an `.xml` says of itself, and what this processor has."""
+    core = _import_openvino().Core()
+    network = core.read_model(path)
+    names = {hint: name for name, hint in _HINTS.items()}
+    low, high = (_rt_info(network, _VALUE_RANGE) or "0 255").split()
+    capabilities = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return OpenvinoFile(
+        precision=names.get(_rt_info(network, _HINT), "float32"),
+        image_shape=_image_shape(network),
+        value_range=(float(low), float(high)),
+        half_precisions=tuple(
+            name for name, word in _CAPABILITIES.items() if word in capabilities
+        ),
+    )
+
+
+def _rt_info(network: Any, path: list[str]) -> str:
+    """Return an entry of the runtime information of an OpenVINO model, or ''."""
+    return network.get_rt_info(path).astype(str) if network.has_rt_info(path) else ""
+
+
+def _image_shape(network: Any) -> tuple[int, ...]:
+    _, *sizes = network.input().get_partial_shape()
+    return tuple(size.get_length() for size in sizes)
+
+
+def write_saved_model(job: Job, path: Path) -> None:
     """Write the folder of a SavedModel with the endpoint `serve`."""
     arguments = {}
     if keras.backend.backend() == "jax":
         # JAX would write code for the kind of device it runs on alone.
         platforms = ("cpu", "cuda", "tpu")
         arguments = {"jax2tf_kwargs": {"native_serialization_platforms": platforms}}
-    plain.export(path, format="tf_saved_model", verbose=False, **arguments)
+    job.graph.export(path, format="tf_saved_model", verbose=False, **arguments)
 
 
-def load_saved_model(path):
+def load_saved_model(path: Path) -> Run:
     """Return the function of a SavedModel in TensorFlow."""
     import tensorflow as tf
 
     with tf.device("CPU"):
         saved = tf.saved_model.load(path)
 
-    def run(images):
+    def run(images: Images) -> Images:
         with tf.device("CPU"):
             return saved.serve(tf.constant(images)).numpy()
 
     return run
 
 
-def write_litert(mixer, plain, path):
+def write_litert(job: Job, path: Path) -> None:
     """Write a `.tflite`."""
-    plain.export(path, format="litert", verbose=False)
+    job.graph.export(path, format="litert", verbose=False)
 
 
-def load_litert(path):
+def load_litert(path: Path) -> Run:
     """Return the function of a `.tflite` in LiteRT."""
     from ai_edge_litert.interpreter import Interpreter
 
@@ -92,7 +203,7 @@ def load_litert(path):
     (images_in,) = interpreter.get_input_details()
     (outputs,) = interpreter.get_output_details()
 
-    def run(images):
+    def run(images: Images) -> Images:
         interpreter.resize_tensor_input(images_in["index"], images.shape)
         interpreter.allocate_tensors()
         interpreter.set_tensor(images_in["index"], images)
@@ -102,29 +213,29 @@ def load_litert(path):
     return run
 
 
-def write_torch(mixer, plain, path):
+def write_torch(job: Job, path: Path) -> None:
     """Write the `.pt2` of `torch.export`."""
     import torch
 
     batch = torch.export.Dim("batch", min=1)
     with keras.device("cpu"):
-        plain.export(path, format="torch", verbose=False, dynamic_shapes={0: batch})
+        job.graph.export(path, format="torch", verbose=False, dynamic_shapes={0: batch})
 
 
-def load_torch(path):
+def load_torch(path: Path) -> Run:
     """Return the function of a `.pt2` in torch."""
     import torch
 
     module = torch.export.load(path).module()
 
-    def run(images):
+    def run(images: Images) -> Images:
         with torch.no_grad():
             return module(torch.from_numpy(images)).numpy()
 
     return run
 
 
-def _import_openvino():
+def _import_openvino() -> ModuleType:
     """Return OpenVINO, imported as it is in a CI job.
 
     Elsewhere it reports the import to its makers, from a fork, which can deadlock with
@@ -142,7 +253,7 @@ def _import_openvino():
     return openvino
 
 
-def _quantize(source, target, images):
+def _quantize(source: Path, target: Path, images: Images) -> None:
     """Write the `.onnx` at `source` with int8 matrix products.
 
     Kernels have a scale per output, activations one per tensor, from the smallest to
@@ -156,11 +267,11 @@ def _quantize(source, target, images):
     )
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    class Images(CalibrationDataReader):
-        def __init__(self):
+    class Calibration(CalibrationDataReader):
+        def __init__(self) -> None:
             self.images = iter(images)
 
-        def get_next(self):
+        def get_next(self) -> dict[str, Images] | None:
             image = next(self.images, None)
             return None if image is None else {INPUT: image[None]}
 
@@ -171,7 +282,7 @@ def _quantize(source, target, images):
     quantize_static(
         os.fspath(prepared),
         os.fspath(target),
-        Images(),
+        Calibration(),
         quant_format=QuantFormat.QDQ,
         op_types_to_quantize=["MatMul"],
         per_channel=True,

@@ -1,16 +1,17 @@
 """A model in a file for another runtime, compared with the model before it is kept.
 
-| format | ending | from the backends | read by |
-| --- | --- | --- | --- |
-| `onnx` | `.onnx` | all | ONNX Runtime |
-| `openvino` | `.xml`, and a `.bin` beside it | all | OpenVINO |
-| `tf_saved_model` | none: a folder | TensorFlow, JAX | TensorFlow, its Serving |
-| `litert` | `.tflite` | TensorFlow | LiteRT |
-| `torch` | `.pt2` | torch | torch |
+| format | ending | from the backends | read by | precision |
+| --- | --- | --- | --- | --- |
+| `onnx` | `.onnx` | all | ONNX Runtime | float32, float16, int8 |
+| `openvino` | `.xml`, and a `.bin` beside it | all | OpenVINO | all, int8 |
+| `tf_saved_model` | none: a folder | TensorFlow, JAX | TensorFlow, its Serving | all |
+| `litert` | `.tflite` | TensorFlow | LiteRT | float32 |
+| `torch` | `.pt2` | torch | torch | all |
 
 Every file takes float32 images `(batch, height, width, channels)`, batches of any size,
-and computes in float32, whatever the policy of the model. The normalisation is in the
-file if it is in the model: then the images are pixels in [0, 255].
+and gives float32 outputs. It computes in the precision that is asked for, whatever the
+dtype policy of the model. The normalisation is in the file if it is in the model: then
+the images are pixels in [0, 255].
 """
 
 import contextlib
@@ -18,85 +19,47 @@ import importlib.util
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import keras
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
-from keras_mixer.export.runtimes import (
-    load_litert,
-    load_onnx,
-    load_openvino,
-    load_saved_model,
-    load_torch,
-    write_litert,
-    write_onnx,
-    write_openvino,
-    write_saved_model,
-    write_torch,
+from keras_mixer.export.formats import (
+    FORMATS,
+    HALF_PRECISION_TOLERANCE,
+    INT8_TOLERANCE,
+    PRECISIONS,
+    TOLERANCES,
+    FormatName,
+    Precision,
+    format_of,
+    relative_difference,
 )
+from keras_mixer.export.runtimes import Images, Job
 from keras_mixer.files import atomic_replace
-from keras_mixer.models import as_mixer, plain_model
-
-_BACKENDS = ("jax", "tensorflow", "torch")
-
-# Largest relative differences, `|file - model| / |model|` over all outputs. Float32 in
-# another order of summation stays below 1e-5; int8 was seen at 0.04 on CIFAR-10.
-FLOAT32_TOLERANCE = 1e-4
-HALF_PRECISION_TOLERANCE = 0.05
-INT8_TOLERANCE = 0.2
+from keras_mixer.models import MLPMixer, as_mixer, plain_model, rebuilt
 
 _NUM_COMPARED = 32  # calibration images; all of them could fill the memory
 
 
-class _Format(NamedTuple):
-    ending: str  # of the file; a folder has none
-    backends: tuple[str, ...]
-    packages: tuple[str, ...]
-    write: Callable
-    load: Callable
-    int8: bool = False
-
-
-_FORMATS = {
-    "onnx": _Format(
-        ".onnx", _BACKENDS, ("onnx", "onnxruntime"), write_onnx, load_onnx, int8=True
-    ),
-    "openvino": _Format(
-        ".xml",
-        _BACKENDS,
-        ("onnx", "onnxruntime", "openvino"),
-        write_openvino,
-        load_openvino,
-        int8=True,
-    ),
-    "tf_saved_model": _Format(
-        "",
-        ("tensorflow", "jax"),
-        ("tensorflow",),
-        write_saved_model,
-        load_saved_model,
-    ),
-    "litert": _Format(
-        ".tflite",
-        ("tensorflow",),
-        ("tensorflow", "ai_edge_litert"),
-        write_litert,
-        load_litert,
-    ),
-    "torch": _Format(".pt2", ("torch",), ("torch",), write_torch, load_torch),
-}
-FORMATS = tuple(_FORMATS)
-
-
-def export(model, path, *, format=None, calibration_images=None, overwrite=False):
+def export(
+    model: keras.Model,
+    path: str | os.PathLike[str],
+    *,
+    format: FormatName | None = None,
+    precision: Precision = "float32",
+    calibration_images: ArrayLike | None = None,
+    overwrite: bool = False,
+) -> float:
     """Write a model for another runtime; keep the file only if it computes the same.
 
     The file is loaded with its own runtime and gets images in batches of two sizes. It
-    appears under its name, whole, if its outputs are those of the model in float32 to
-    within `FLOAT32_TOLERANCE` (`|file - model| / |model|`, Euclidean norms), and those
-    of the model itself, whatever its precision, to within `HALF_PRECISION_TOLERANCE`.
-    An int8 file must be within `INT8_TOLERANCE` on the calibration images.
+    appears under its name, whole, if its outputs differ from those of the model in
+    float32 by no more than the tolerance of its precision (`|file - model| / |model|`,
+    Euclidean norms): `FLOAT32_TOLERANCE`, `FLOAT16_TOLERANCE`, for bfloat16
+    `HALF_PRECISION_TOLERANCE`, for int8 `INT8_TOLERANCE` on the calibration images. The
+    model itself must be within `HALF_PRECISION_TOLERANCE`, whatever its dtype policy.
 
     Args:
         model: An `MLPMixer` of any dtype policy, or a Keras model around one that
@@ -105,11 +68,17 @@ def export(model, path, *, format=None, calibration_images=None, overwrite=False
         path: Where to write. OpenVINO writes two files, `.xml` and `.bin`.
         format: `"onnx"`, `"openvino"`, `"tf_saved_model"`, `"litert"` or `"torch"`;
             `None` for that of the ending: `.onnx`, `.xml`, none, `.tflite`, `.pt2`.
-        calibration_images: `None` for a float32 file. For an int8 one, for `"onnx"` and
-            `"openvino"`, the images that give the ranges of the activations: what the
-            model takes, `(n, height, width, channels)`, a few hundred from the training
-            data (see `preprocess`). Kernels get one scale per output. Norms, GELUs and
-            residual sums stay in float32.
+        precision: What the file computes in: `"float32"`; `"bfloat16"`, not for ONNX
+            and LiteRT; `"float16"`, not for LiteRT. Norms and the head stay in float32,
+            except in OpenVINO, which gets the precision as a hint in the file
+            (`runtime_options`, `INFERENCE_PRECISION_HINT`) and decides by operation;
+            `load` follows the hint. The SavedModel and `.pt2` are the model under the
+            policy `mixed_bfloat16` or `mixed_float16`.
+        calibration_images: `None` for a file in float. For an int8 one, for `"onnx"`
+            and `"openvino"`, the images that give the ranges of the activations: what
+            the model takes, `(n, height, width, channels)`, a few hundred from the
+            training data (see `preprocess`). Kernels get one scale per output. Norms,
+            GELUs and residual sums stay in `precision`, float32 for ONNX.
         overwrite: Whether to replace what is at `path`.
 
     Returns:
@@ -124,37 +93,51 @@ def export(model, path, *, format=None, calibration_images=None, overwrite=False
     """
     mixer = as_mixer(model)
     path = Path(path)
-    format = _chosen_format(path, format)
-    _check_possible(format)
-    _check_target(path, format, overwrite)
-    chosen, arguments = _FORMATS[format], {}
-    int8 = calibration_images is not None
-    if int8:
-        calibration_images = _check_images(mixer, calibration_images, format)
-        arguments["calibration_images"] = calibration_images
-        images = calibration_images[:_NUM_COMPARED]
-    else:
-        images = _noise(mixer)
+    name = _chosen_format(path, format)
+    _check_possible(name)
+    _check_precision(name, precision, int8=calibration_images is not None)
+    _check_target(path, name, overwrite)
+    calibration = None
+    if calibration_images is not None:
+        calibration = _check_images(mixer, calibration_images, name)
+    images = _noise(mixer) if calibration is None else calibration[:_NUM_COMPARED]
 
     # A GPU may multiply float32 with fewer bits than the tolerance is made for.
     with keras.device("cpu"):
-        plain = plain_model(mixer)
-        expected = keras.ops.convert_to_numpy(plain(images))
+        graph = plain_model(mixer)
+        expected = keras.ops.convert_to_numpy(graph(images))
     _check_close(
         keras.ops.convert_to_numpy(model(images)),
         expected,
         HALF_PRECISION_TOLERANCE,
         "`model` does not compute what it does in float32",
     )
+    if precision != "float32":
+        graph = rebuilt(mixer, dtype=f"mixed_{precision}")
+    job = Job(mixer, graph, precision, calibration)
+    tolerance = TOLERANCES[precision] if calibration is None else INT8_TOLERANCE
+    return _write_checked(name, job, path, images, expected, tolerance)
+
+
+def _write_checked(
+    name: str,
+    job: Job,
+    path: Path,
+    images: Images,
+    expected: NDArray[Any],
+    tolerance: float,
+) -> float:
+    """Write a file, and give it its name if its runtime computes what is expected."""
+    chosen = FORMATS[name]
     with contextlib.ExitStack() as stack:
         new = stack.enter_context(atomic_replace(path))
         if chosen.ending == ".xml":
             new_weights = stack.enter_context(atomic_replace(path.with_suffix(".bin")))
-        chosen.write(mixer, plain, new, **arguments)
+        chosen.write(job, new)
         difference = _check_close(
             _in_two_batches(chosen.load(new), images),
             expected,
-            INT8_TOLERANCE if int8 else FLOAT32_TOLERANCE,
+            tolerance,
             f"{str(path)!r} was written, is not the model, and was deleted again",
         )
         if chosen.ending == ".xml":
@@ -162,35 +145,35 @@ def export(model, path, *, format=None, calibration_images=None, overwrite=False
     return difference
 
 
-def _chosen_format(path, format):
+def _chosen_format(path: Path, format: str | None) -> str:
     """Return the name of the format, by the path's ending if it is not given."""
     if format is None:
-        endings = {entry.ending: name for name, entry in _FORMATS.items()}
-        if path.suffix not in endings:
+        name = format_of(path)
+        if name is None:
+            endings = filter(None, (entry.ending for entry in FORMATS.values()))
             raise ValueError(
-                "`path` must end in one of "
-                f"{', '.join(filter(None, endings))}, or in nothing for the folder of "
-                f"a SavedModel; or give `format`. Received: {str(path)!r}"
+                f"`path` must end in one of {', '.join(endings)}, or in nothing for "
+                f"the folder of a SavedModel; or give `format`. Received: {str(path)!r}"
             )
-        return endings[path.suffix]
-    if format not in _FORMATS:
+        return name
+    if format not in FORMATS:
         raise ValueError(
-            f"`format` must be one of {', '.join(_FORMATS)}. Received: {format!r}"
+            f"`format` must be one of {', '.join(FORMATS)}. Received: {format!r}"
         )
-    ending = _FORMATS[format].ending
+    ending = FORMATS[format].ending
     if ending and path.suffix != ending:
         raise ValueError(
-            f"`path` must end in {ending} for the format {format!r}. "
-            f"Received: {str(path)!r}"
+            f"`path` must end in {ending} for the format {format!r}. Received: "
+            f"{str(path)!r}"
         )
     return format
 
 
-def _check_possible(format):
+def _check_possible(format: str) -> None:
     """Raise unless the backend and the packages installed can write the format."""
-    backend, entry = keras.backend.backend(), _FORMATS[format]
+    backend, entry = keras.backend.backend(), FORMATS[format]
     if backend not in entry.backends:
-        possible = [name for name, e in _FORMATS.items() if backend in e.backends]
+        possible = [name for name, e in FORMATS.items() if backend in e.backends]
         raise ValueError(
             f"The backend {backend} cannot write {format!r}, only "
             f"{', '.join(possible)}. Set KERAS_BACKEND={entry.backends[0]} to write "
@@ -204,9 +187,30 @@ def _check_possible(format):
         )
 
 
-def _check_target(path, format, overwrite):
+def _check_precision(format: str, precision: str, *, int8: bool) -> None:
+    """Raise unless the format can be written in the precision."""
+    if precision not in PRECISIONS:
+        raise ValueError(
+            f"`precision` must be one of {', '.join(PRECISIONS)}. Received: "
+            f"precision={precision!r}"
+        )
+    if precision not in FORMATS[format].precisions:
+        possible = [n for n, entry in FORMATS.items() if precision in entry.precisions]
+        raise ValueError(
+            f"`precision` must be one of {', '.join(FORMATS[format].precisions)} for "
+            f"the format {format!r}. Received: precision={precision!r}, which "
+            f"{', '.join(possible)} can be written in."
+        )
+    if int8 and precision != "float32" and format != "openvino":
+        raise ValueError(
+            "`precision` beside int8 must be float32, except for 'openvino'. Received: "
+            f"precision={precision!r} with `calibration_images`"
+        )
+
+
+def _check_target(path: Path, format: str, overwrite: bool) -> None:
     """Raise unless `path` is free, or holds what may be replaced."""
-    folder = not _FORMATS[format].ending
+    folder = not FORMATS[format].ending
     if path.is_dir() != folder and path.exists():
         raise FileExistsError(
             f"{str(path)!r} is a {'file' if folder else 'folder'}. Choose another name."
@@ -223,15 +227,15 @@ def _check_target(path, format, overwrite):
         )
 
 
-def _check_images(model, images, format):
+def _check_images(model: MLPMixer, given: ArrayLike, format: str) -> Images:
     """Return the calibration images as a float32 array, if int8 can be written."""
-    if not _FORMATS[format].int8:
-        possible = [name for name, entry in _FORMATS.items() if entry.int8]
+    if not FORMATS[format].int8:
+        possible = [name for name, entry in FORMATS.items() if entry.int8]
         raise ValueError(
             f"`calibration_images` are for {' and '.join(possible)}, the formats that "
             f"are written in int8. Received: format={format!r}"
         )
-    images = np.asarray(images)
+    images = np.asarray(given)
     if (
         images.ndim != 4
         or images.shape[1:] != model.input_shape[1:]
@@ -247,7 +251,7 @@ def _check_images(model, images, format):
     return images.astype("float32")
 
 
-def _noise(model):
+def _noise(model: MLPMixer) -> Images:
     """Return images of every value that a pixel can have."""
     pixels = np.random.default_rng(0).uniform(0, 255, (4, *model.input_shape[1:]))
     if not model.config["include_preprocessing"]:
@@ -255,15 +259,16 @@ def _noise(model):
     return pixels.astype("float32")
 
 
-def _in_two_batches(run, images):
+def _in_two_batches(run: Callable[[Images], Images], images: Images) -> NDArray[Any]:
     """Return the outputs of `run`, from a batch of one image and one of the others."""
     return np.concatenate([run(images[:1]), run(images[1:])])
 
 
-def _check_close(outputs, expected, tolerance, failure):
+def _check_close(
+    outputs: NDArray[Any], expected: NDArray[Any], tolerance: float, failure: str
+) -> float:
     """Return the relative difference, or raise `failure` if it is too large."""
-    scale = np.linalg.norm(expected) or 1.0  # a new head gives zeros
-    difference = float(np.linalg.norm(outputs - expected) / scale)
+    difference = relative_difference(outputs, expected)
     if not difference <= tolerance:  # true for NaN, too
         raise ValueError(
             f"{failure}: the outputs differ by {difference:.1e} of their size. Allowed "

@@ -9,7 +9,8 @@ import oracle
 import pytest
 from drawn import drawn_model
 
-from keras_mixer.export import onnx_graph
+from keras_mixer.export import formats, onnx_graph
+from keras_mixer.export.formats import FORMATS
 from keras_mixer.export.runtimes import (
     load_litert,
     load_onnx,
@@ -17,7 +18,7 @@ from keras_mixer.export.runtimes import (
     load_saved_model,
     load_torch,
 )
-from keras_mixer.export.writer import FORMATS, export
+from keras_mixer.export.writer import export
 from keras_mixer.models.mixer import MLPMixer, model_weights
 from keras_mixer.preprocessing import Preprocessing
 
@@ -97,7 +98,7 @@ def test_a_file_computes_what_numpy_does_for_any_batch(
 
 
 @every_format
-def test_half_precision_is_written_in_float32(format, tmp_path):
+def test_a_model_in_half_precision_is_written_in_float32(format, tmp_path):
     path = target(tmp_path, format)
     model = drawn_model(dtype="mixed_bfloat16", classifier_activation=None)
     assert export(model, path) < 1e-5
@@ -107,6 +108,69 @@ def test_half_precision_is_written_in_float32(format, tmp_path):
     # What the model itself computes is much further away.
     own = keras.ops.convert_to_numpy(model(images))
     assert np.abs(own - expected).max() > 10 * np.abs(outputs - expected).max()
+
+
+HALF = [
+    (format, precision)
+    for format in HERE
+    for precision in ("bfloat16", "float16")
+    if precision in FORMATS[format].precisions
+]
+
+
+@pytest.mark.parametrize(("format", "precision"), HALF)
+def test_half_precision_is_written_when_asked(format, precision, tmp_path):
+    path = target(tmp_path, format)
+    model = drawn_model(classifier_activation=None)
+    difference = export(model, path, precision=precision)
+    # Further away than float32 could be, as near as the precision allows.
+    low, high = {"bfloat16": (5e-4, 2e-2), "float16": (5e-5, 2e-3)}[precision]
+    assert low < difference < high
+    images = drawn_images(5)
+    outputs, expected = FILES[format][1](path)(images), truth(model, images)[1]
+    assert outputs.dtype == np.float32
+    assert np.linalg.norm(outputs - expected) < 2 * high * np.linalg.norm(expected)
+
+
+def test_a_half_precision_file_outside_its_tolerance_is_not_kept(tmp_path, monkeypatch):
+    path = target(tmp_path, "onnx")
+    monkeypatch.setitem(formats.TOLERANCES, "float16", 1e-5)
+    with pytest.raises(ValueError, match="is not the model.*Allowed are 1e-05"):
+        export(drawn_model(), path, precision="float16")
+    assert not list(tmp_path.iterdir())
+
+
+def test_onnx_in_float16_keeps_norms_and_head_in_float32():
+    onnx = pytest.importorskip("onnx")
+    model = onnx_graph.onnx_model(drawn_model(), half=True)
+    onnx.checker.check_model(model, full_check=True)
+    constants = {c.name: c.data_type for c in model.graph.initializer}
+    half, full = onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT
+    for name, dtype in constants.items():
+        if name.endswith(("/kernel", "/bias")):
+            assert dtype == (full if name.startswith("head/") else half), name
+        if name.endswith(("/gamma", "/beta")) or name.startswith("normalization/"):
+            assert dtype == full, name
+    (images,), (outputs,) = model.graph.input, model.graph.output
+    assert images.type.tensor_type.elem_type == full
+    assert outputs.type.tensor_type.elem_type == full
+
+
+def test_openvino_keeps_the_hint_in_the_file(tmp_path):
+    path = target(tmp_path, "openvino")
+    sizes = {}
+    for precision, hint in (
+        ("float32", "f32"),
+        ("bfloat16", "bf16"),
+        ("float16", "f16"),
+    ):
+        export(drawn_model(), path, precision=precision, overwrite=True)
+        options = re.search(
+            r"<runtime_options>(.*?)</runtime_options>", path.read_text(), re.S
+        )
+        assert f'<INFERENCE_PRECISION_HINT value="{hint}" />' in options[1]
+        sizes[precision] = path.with_suffix(".bin").stat().st_size
+    assert sizes["bfloat16"] == sizes["float32"] > 1.6 * sizes["float16"]
 
 
 @pytest.mark.parametrize(
@@ -213,6 +277,17 @@ def test_missing_packages_are_named(tmp_path, monkeypatch):
         ("m.pb", {}, "`path` must end in one of .onnx, .xml"),
         ("m.onnx", {"format": "tensorrt"}, "`format` must be one of onnx, openvino"),
         ("m", {"format": "onnx"}, "must end in .onnx for the format 'onnx'"),
+        ("m.onnx", {"precision": "int4"}, "one of float32, bfloat16, float16.*'int4'"),
+        (
+            "m.onnx",
+            {"precision": "bfloat16"},
+            "for the format 'onnx'.*openvino, tf_sav",
+        ),
+        (
+            "m.onnx",
+            {"precision": "float16", "calibration_images": np.zeros((2, 32, 24, 3))},
+            "beside int8 must be float32, except for 'openvino'",
+        ),
         ("m.onnx", {"calibration_images": np.zeros((3, 32, 32, 3))}, "32, 24, 3"),
         ("m.onnx", {"calibration_images": np.zeros((1, 32, 24, 3))}, "at least 2"),
         (
