@@ -25,8 +25,9 @@ from keras_mixer.checks import check_dim
 from keras_mixer.preprocessing import Preprocessing
 
 if TYPE_CHECKING:
+    import keras
+
     from keras_mixer.data import Source
-    from keras_mixer.models import MLPMixer
 
 # A constant feature instead of a bias: so large that the ridge hardly shrinks its
 # weight.
@@ -90,7 +91,7 @@ def linear_probe(
 
 
 def evaluate(
-    model: "MLPMixer",
+    model: "keras.Model",
     train: "Source",
     test: "Source",
     *,
@@ -108,7 +109,7 @@ def evaluate(
     of `train` are drawn; only these are sent through the model.
 
     Args:
-        model: An `MLPMixer`.
+        model: An `MLPMixer`, or a Keras model around one (see `models.find_mixer`).
         train: The `data.Source` to draw the examples from. All its labels are read; for
             ImageNet a slice such as `"train[:65000]"` is enough.
         test: The `data.Source` to classify, with the same classes.

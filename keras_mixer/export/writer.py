@@ -223,7 +223,7 @@ def _check_target(path: Path, format: str, overwrite: bool) -> None:
     if (names or path.is_file()) and not overwrite:
         raise FileExistsError(
             f"{str(path)!r} exists. Choose another name, or replace it with "
-            "`overwrite=True` (`--force` on the command line)."
+            "`overwrite=True`."
         )
 
 

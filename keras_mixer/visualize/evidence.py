@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from keras_mixer.checks import check_dim
-from keras_mixer.models import MLPMixer, check_mixer
+from keras_mixer.models import MLPMixer, as_mixer
 from keras_mixer.visualize.figure import (
     TINY,
     add_caption,
@@ -40,7 +40,7 @@ _CAPTIONS = {
 
 
 def evidence(
-    model: MLPMixer,
+    model: keras.Model,
     image: Any,
     class_index: int,
     method: Method = "exact",
@@ -69,7 +69,8 @@ def evidence(
     Both take logits, also where the head has a softmax.
 
     Args:
-        model: An `MLPMixer` with a head that is not quantized.
+        model: An `MLPMixer` with a head that is not quantized, or a Keras model around
+            a Mixer that `models.as_mixer` takes, with one dense layer as its head.
         image: One image. An array of the model's own shape `(height, width, channels)`
             is taken as it is, as the model takes it. Anything else (a path, a PIL
             image, an array of another size) goes through `preprocess`.
@@ -89,18 +90,19 @@ def evidence(
             f"`method` must be 'exact' or 'occlusion'. Received: method={method!r}"
         )
     check_dim("batch_size", batch_size)
-    column, _ = _head_of(model, class_index)
-    pixels = as_input(model, image)
+    mixer = as_mixer(model)
+    column, _ = _head_of(mixer, class_index)
+    pixels = as_input(mixer, image)
     if method == "exact":
-        tokens = to_float(model.features("pre_head_layer_norm")(pixels[None]))[0]
+        tokens = to_float(mixer.features("pre_head_layer_norm")(pixels[None]))[0]
         shares = tokens @ column / len(tokens)  # (S, C) @ (C,)
     else:
-        shares = _drops(model, pixels, column, batch_size)
-    return shares.reshape(_grid(model))
+        shares = _drops(mixer, pixels, column, batch_size)
+    return shares.reshape(_grid(mixer))
 
 
 def evidence_figure(
-    model: MLPMixer,
+    model: keras.Model,
     image: Any,
     class_index: int | None = None,
     method: Method = "exact",
@@ -124,19 +126,20 @@ def evidence_figure(
         FileNotFoundError: If `image` is a path that does not exist.
         ValueError: As in `evidence`, or if the images have neither 1 nor 3 channels.
     """
-    _head_of(model, 0)
-    pixels = as_input(model, image)
+    mixer = as_mixer(model)
+    _head_of(mixer, 0)
+    pixels = as_input(mixer, image)
     if class_index is None:
-        class_index = int(to_float(model(pixels[None]))[0].argmax())
-    shares = evidence(model, pixels, class_index, method, batch_size=batch_size)
-    column, bias = _head_of(model, class_index)
-    pooled = to_float(model.features("pre_logits")(pixels[None]))[0]
+        class_index = int(to_float(mixer(pixels[None]))[0].argmax())
+    shares = evidence(mixer, pixels, class_index, method, batch_size=batch_size)
+    column, bias = _head_of(mixer, class_index)
+    pooled = to_float(mixer.features("pre_logits")(pixels[None]))[0]
     logit = float(pooled @ column) + bias
-    picture, region = as_seen(model, image)
+    picture, region = as_seen(mixer, image)
 
     name = f"class {class_index}"
-    if model.labels:
-        name = readable(model.labels[class_index], class_index)
+    if mixer.labels:
+        name = readable(mixer.labels[class_index], class_index)
     title = f"{name}: logit {logit:.2f}"
     if method == "exact":
         sign = "-" if bias < 0 else "+"
@@ -161,7 +164,6 @@ def evidence_figure(
 
 def _head_of(model: MLPMixer, class_index: int) -> tuple[NDArray[np.float64], float]:
     """Return the head's kernel column `(C,)` and bias of a class."""
-    check_mixer(model)
     num_classes = model.config["num_classes"]
     if not num_classes:
         raise ValueError(

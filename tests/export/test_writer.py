@@ -327,7 +327,7 @@ def test_models_that_cannot_be_written(tmp_path):
 def test_what_exists_is_replaced_only_when_asked(tmp_path):
     path = target(tmp_path, "onnx")
     path.write_bytes(b"mine")
-    with pytest.raises(FileExistsError, match="`--force`"):
+    with pytest.raises(FileExistsError, match="`overwrite=True`"):
         export(drawn_model(), path)
     assert path.read_bytes() == b"mine"
     export(drawn_model(), path, overwrite=True)

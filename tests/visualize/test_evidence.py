@@ -73,6 +73,25 @@ def test_lora_of_the_head_counts():
     assert_allclose(shares.sum(), logits[1] - bias[1], atol=1e-5)
 
 
+def test_a_mixer_inside_another_model_is_explained_as_the_whole():
+    inner = drawn_model(num_classes=0)
+    whole = keras.Sequential(
+        [
+            keras.Input((32, 24, 3)),
+            keras.layers.RandomFlip(),
+            inner,
+            keras.layers.Dropout(0.5),
+            keras.layers.Dense(4, bias_initializer="ones", activation="softmax"),
+        ]
+    )
+    head = whole.layers[-1]
+    kernel, bias = map(keras.ops.convert_to_numpy, (head.kernel, head.bias))
+    pooled = keras.ops.convert_to_numpy(inner(image()[None].astype("float32")))[0]
+    shares = visualize.evidence(whole, image(), 2)
+    assert_allclose(shares.sum(), (pooled @ kernel)[2], atol=1e-5)
+    assert bias[2] == 1  # which is no part of the shares
+
+
 @pytest.mark.parametrize("batch_size", [1, 5, 13, 64])
 @pytest.mark.parametrize("include_preprocessing", [True, False])
 def test_occlusion_is_the_drop_of_the_logit_with_a_grey_patch(
