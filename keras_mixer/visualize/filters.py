@@ -196,7 +196,7 @@ def _mosaic_figure(
     mosaic: NDArray[np.float64], caption: str
 ) -> tuple["Figure", "Axes"]:
     height, width = mosaic.shape[:2]
-    figure = new_figure(8, 1.5 + min(7 * height / width, 9))
+    figure = new_figure(8, 1.8 + min(7 * height / width, 9))
     axes = figure.subplots()
     axes.axis("off")
     add_caption(figure, caption)

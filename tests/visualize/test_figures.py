@@ -131,6 +131,14 @@ def test_all_units_are_drawn_unless_counted(model):
     assert np.ma.count(np.ma.masked_invalid(drawn(figure))) == 12 * 12
 
 
+def test_filters_have_a_caption_of_what_to_expect(model):
+    for figure in (
+        visualize.token_mixing_filters(model),
+        visualize.stem_filters(model),
+    ):
+        assert "What to expect" in figure.get_supxlabel().replace("\n", " ")
+
+
 def test_pairs_stay_on_one_row_further_from_other_pairs():
     units = np.arange(8.0)[:, None, None] * np.ones((8, 2, 2))
     mosaic = filters._mosaic(units, pair_gap=1)
@@ -276,6 +284,12 @@ def test_training_curves_of_a_long_run_lie_over_its_steps():
     assert_array_equal(validation.get_xdata(), [10, 12])
     assert_array_equal(validation.get_ydata(), [4, 3])
     assert loss.get_xlabel() == "step"
+
+
+def test_few_points_are_marked():
+    histories = {"few": {"loss": [1.0] * 19}, "many": {"loss": [1.0] * 20}}
+    (loss,) = visualize.training_curves(histories).axes
+    assert [line.get_marker() for line in loss.lines] == ["o", "None"]
 
 
 def test_training_curves_take_what_fit_returns():
