@@ -20,7 +20,10 @@ import keras
 from keras import ops
 
 from keras_mixer.checks import check_dim, check_image_shape, check_rate
+from keras_mixer.layers.dense import Dense
 from keras_mixer.layers.dropout import Dropout
+from keras_mixer.layers.inner_state import LayerOfLayers, dense_arguments
+from keras_mixer.layers.nesting import path_below_model
 from keras_mixer.layers.operations import LayerNorm, dense, gelu
 from keras_mixer.preprocessing import Preprocessing
 
@@ -127,7 +130,7 @@ class PatchEmbed(keras.layers.Layer):
         return layer
 
 
-class _MLP(keras.layers.Layer):
+class _MLP(LayerOfLayers):
     """`dense_1(gelu(dense_0(x)))` along the last axis, back to the width it came with.
 
     What both mixings share; they differ in the axis that stands last.
@@ -146,14 +149,16 @@ class _MLP(keras.layers.Layer):
         self.dense_0.build(input_shape)
         self.dense_1 = self._dense(input_shape[-1], "dense_1")
         self.dense_1.build((*input_shape[:-1], self.mlp_dim))
+        self.freeze_inner()
 
-    def _dense(self, units, name):
+    def _dense(self, units: int, name: str) -> Dense:
         policy = self.dtype_policy
         if isinstance(policy, keras.dtype_policies.DTypePolicyMap):
             # Keras does not save a quantized Dense that holds the whole map.
-            policy = policy[f"{self.path}/{name}"]
-        return keras.layers.Dense(
+            policy = policy[path_below_model(f"{self.path}/{name}")]
+        return Dense(
             units,
+            **dense_arguments(self.inner_state.get(name, {})),
             kernel_initializer=_kernel_initializer.get(),
             dtype=policy,
             trainable=self.trainable,
@@ -170,7 +175,7 @@ class _MLP(keras.layers.Layer):
 
     def get_config(self):
         return {
-            **_config_with_quantized_dtypes(self, super().get_config()),
+            **super().get_config(),
             "mlp_dim": self.mlp_dim,
             "dropout_rate": self.dropout_rate,
             "approximate_gelu": self.approximate_gelu,
@@ -240,7 +245,7 @@ class TokenMixing(_MLP):
 
 
 @keras.saving.register_keras_serializable("keras_mixer")
-class MixerBlock(keras.layers.Layer):
+class MixerBlock(LayerOfLayers):
     """One Mixer layer: token mixing, then channel mixing, each normalised and residual.
 
     `u = x + TokenMixing(LayerNorm(x))`, `y = u + ChannelMixing(LayerNorm(u))`. Both
@@ -320,10 +325,13 @@ class MixerBlock(keras.layers.Layer):
         )
 
     def build(self, input_shape):
+        for mixing in (self.token_mixing, self.channel_mixing):
+            mixing.inner_state = self.inner_state_below(mixing.name)
         self.norm_0.build(input_shape)
         self.token_mixing.build(input_shape)
         self.norm_1.build(input_shape)
         self.channel_mixing.build(input_shape)
+        self.freeze_inner()
 
     def call(self, x, training=None):
         if self.remat and training:
@@ -362,7 +370,7 @@ class MixerBlock(keras.layers.Layer):
 
     def get_config(self):
         return {
-            **_config_with_quantized_dtypes(self, super().get_config()),
+            **super().get_config(),
             "tokens_mlp_dim": self.tokens_mlp_dim,
             "channels_mlp_dim": self.channels_mlp_dim,
             "dropout_rate": self.dropout_rate,
@@ -370,23 +378,3 @@ class MixerBlock(keras.layers.Layer):
             "approximate_gelu": self.approximate_gelu,
             "remat": self.remat,
         }
-
-
-def _config_with_quantized_dtypes(layer, config):
-    """Return `config` with the dtype policies of the quantized layers inside `layer`.
-
-    Keras rebuilds inner layers from `dtype` alone, so without this map a quantized
-    model would come back in float and refuse its own weights.
-    """
-    quantized = {
-        inner.path: inner.dtype_policy
-        for inner in layer._flatten_layers(include_self=False)
-        if inner.quantization_mode is not None
-    }
-    if quantized:
-        default = layer.dtype_policy
-        if isinstance(default, keras.dtype_policies.DTypePolicyMap):
-            default = default.default_policy
-        policies = keras.dtype_policies.DTypePolicyMap(default.name, quantized)
-        config["dtype"] = keras.saving.serialize_keras_object(policies)
-    return config

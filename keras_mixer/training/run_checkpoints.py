@@ -19,6 +19,7 @@ import numpy as np
 
 from keras_mixer.files import atomic_write
 from keras_mixer.host_values import host_value
+from keras_mixer.layers import path_below_model
 
 _NAME = re.compile(r"step-(\d{9})\.npz")
 _INFO = "info"
@@ -189,7 +190,9 @@ def first_not_finite(arrays):
 
 def _variables(model):
     model.optimizer.build(model.trainable_variables)
-    variables = {f"weights/{weight.path}": weight for weight in model.weights}
+    variables = {
+        f"weights/{path_below_model(weight.path)}": weight for weight in model.weights
+    }
     for group, members in (
         ("seeds", seed_states(model)),
         ("optimizer", model.optimizer.variables),

@@ -8,6 +8,8 @@ import re
 import keras
 from keras import ops
 
+from keras_mixer.layers import path_below_model
+
 
 class _Optimizer(keras.optimizers.Optimizer):
     """What both optimizers add to Keras's own.
@@ -230,14 +232,15 @@ def _rate_factors(variables, layer_decay):
     """
     if layer_decay is None:
         return [1.0] * len(variables)
-    blocks = [re.match(r"block_(\d+)/", variable.path) for variable in variables]
+    paths = [path_below_model(variable.path) for variable in variables]
+    blocks = [re.match(r"block_(\d+)/", path) for path in paths]
     num_blocks = max((int(match[1]) + 1 for match in blocks if match), default=0)
     factors = []
-    for variable, block in zip(variables, blocks, strict=True):
+    for path, block in zip(paths, blocks, strict=True):
         if block:
             layers_above = num_blocks - int(block[1])
         else:
-            layers_above = num_blocks + 1 if variable.path.startswith("stem/") else 0
+            layers_above = num_blocks + 1 if path.startswith("stem/") else 0
         factors.append(layer_decay**layers_above)
     return factors
 
