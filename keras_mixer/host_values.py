@@ -1,10 +1,13 @@
 """Variables as NumPy arrays, also those that lie on the devices of several hosts."""
 
+from typing import Any
+
 import keras
 import numpy as np
+from numpy.typing import NDArray
 
 
-def host_value(value):
+def host_value(value: Any) -> NDArray[Any]:
     """Return a variable or a tensor as a NumPy array.
 
     NumPy reads no JAX array of which parts lie on other hosts. Every host has a copy

@@ -6,7 +6,9 @@ GSAM. Ti/4 is this package's own, for 32 x 32 images.
 
 import math
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -30,14 +32,14 @@ class Variant:
     image_size: int = 224
 
     @property
-    def sizes(self):
+    def sizes(self) -> dict[str, int]:
         """The sizes by the arguments of `keras_mixer.mlp_mixer`."""
         sizes = asdict(self)
         del sizes["image_size"]
         return sizes
 
     @property
-    def image_shape(self):
+    def image_shape(self) -> tuple[int, int, int]:
         """Shape of the images the published weights take."""
         return (self.image_size, self.image_size, 3)
 
@@ -54,7 +56,7 @@ _SIZES = {
 VARIANTS = ("Ti/4", "S/32", "S/16", "S/8", "B/32", "B/16", "L/32", "L/16", "H/14")
 
 
-def parse_variant(name):
+def parse_variant(name: str) -> Variant:
     """Return the `Variant` of a name like `"B/16"`: size letter, slash, patch size.
 
     Any patch size goes with any size letter, as in the official code.
@@ -81,29 +83,41 @@ def parse_variant(name):
     )
 
 
+def patch_grid(image_shape: Sequence[int], patch_size: int) -> tuple[int, int]:
+    """Return the rows and columns of patches of an image."""
+    height, width = image_shape[:2]
+    return height // patch_size, width // patch_size
+
+
+def num_patches(image_shape: Sequence[int], patch_size: int) -> int:
+    """Return the number of patches of an image, S."""
+    rows, columns = patch_grid(image_shape, patch_size)
+    return rows * columns
+
+
 def weight_shapes(
     *,
-    patch_size,
-    hidden_dim,
-    num_blocks,
-    tokens_mlp_dim,
-    channels_mlp_dim,
-    num_patches,
-    channels,
-    num_classes,
-):
+    patch_size: int,
+    hidden_dim: int,
+    num_blocks: int,
+    tokens_mlp_dim: int,
+    channels_mlp_dim: int,
+    num_patches: int,
+    channels: int,
+    num_classes: int,
+) -> dict[str, tuple[int, ...]]:
     """Return name -> shape of every weight of a Mixer, without building it.
 
     The names are the paths of the Keras variables, in the order of the model.
     `num_patches` is S, `channels` the image's; `num_classes=0` means no head.
     """
-    shapes = {}
+    shapes: dict[str, tuple[int, ...]] = {}
 
-    def dense(layer, *kernel):
+    def dense(layer: str, *kernel: int) -> None:
         shapes[f"{layer}/kernel"] = kernel
         shapes[f"{layer}/bias"] = kernel[-1:]
 
-    def norm(layer):
+    def norm(layer: str) -> None:
         shapes[f"{layer}/gamma"] = shapes[f"{layer}/beta"] = (hidden_dim,)
 
     dense("stem/projection", patch_size, patch_size, channels, hidden_dim)
@@ -120,20 +134,26 @@ def weight_shapes(
     return shapes
 
 
-def count_params(*, input_shape, patch_size, **sizes):
+def count_params(*, input_shape: Sequence[int], patch_size: int, **sizes: int) -> int:
     """Return the exact number of parameters; arguments as in `mlp_mixer`."""
-    height, width, channels = input_shape
     shapes = weight_shapes(
         patch_size=patch_size,
-        num_patches=(height // patch_size) * (width // patch_size),
-        channels=channels,
+        num_patches=num_patches(input_shape, patch_size),
+        channels=input_shape[2],
         **sizes,
     )
     return sum(math.prod(shape) for shape in shapes.values())
 
 
-def parameter_count(config):
+def parameter_count(config: Mapping[str, Any]) -> int:
     """Return the number of parameters of the model of an `MLPMixer.config`."""
-    sizes = ("patch_size", "hidden_dim", "num_blocks", "tokens_mlp_dim")
-    sizes += ("channels_mlp_dim", "input_shape", "num_classes")
+    sizes = (
+        "patch_size",
+        "hidden_dim",
+        "num_blocks",
+        "tokens_mlp_dim",
+        "channels_mlp_dim",
+        "input_shape",
+        "num_classes",
+    )
     return count_params(**{name: config[name] for name in sizes})

@@ -107,7 +107,7 @@ def export(
         graph = plain_model(mixer)
         expected = keras.ops.convert_to_numpy(graph(images))
     _check_close(
-        keras.ops.convert_to_numpy(model(images)),
+        keras.ops.convert_to_numpy(model(images, training=False)),
         expected,
         HALF_PRECISION_TOLERANCE,
         "`model` does not compute what it does in float32",

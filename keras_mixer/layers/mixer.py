@@ -26,6 +26,7 @@ from keras_mixer.layers.inner_state import LayerOfLayers, dense_arguments
 from keras_mixer.layers.nesting import path_below_model
 from keras_mixer.layers.operations import LayerNorm, dense, gelu
 from keras_mixer.preprocessing import Preprocessing
+from keras_mixer.variants import num_patches
 
 # The official code's value (Flax's default); Keras's own default is 1e-3.
 LAYER_NORM_EPSILON = 1e-6
@@ -106,9 +107,9 @@ class PatchEmbed(keras.layers.Layer):
         return ops.reshape(x, (-1, num_patches, self.hidden_dim))
 
     def compute_output_shape(self, input_shape):
-        height, width = check_image_shape(input_shape[1:], self.patch_size)[:2]
-        num_patches = (height // self.patch_size) * (width // self.patch_size)
-        return (input_shape[0], num_patches, self.hidden_dim)
+        image_shape = check_image_shape(input_shape[1:], self.patch_size)
+        patches = num_patches(image_shape, self.patch_size)
+        return (input_shape[0], patches, self.hidden_dim)
 
     def get_config(self):
         config = {

@@ -4,6 +4,7 @@ Training, evaluation and publishing of a model have wings of their own.
 """
 
 from keras_mixer.models.builtin_layers import plain_model
+from keras_mixer.models.create import create
 from keras_mixer.models.family import (
     CONSTRUCTORS,
     MixerB16,
@@ -15,6 +16,7 @@ from keras_mixer.models.family import (
     MixerS16,
     MixerS32,
     MixerTi4,
+    list_models,
 )
 from keras_mixer.models.find_mixer import FoundMixer, find_mixer
 from keras_mixer.models.images import decode_predictions, preprocess
@@ -45,8 +47,10 @@ __all__ = [
     "MixerTi4",
     "as_mixer",
     "check_mixer",
+    "create",
     "decode_predictions",
     "find_mixer",
+    "list_models",
     "load_weights",
     "mlp_mixer",
     "model_weights",

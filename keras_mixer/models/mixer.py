@@ -8,6 +8,7 @@ Source: paper, section 2 and figure 1; `MlpMixer` of `vit_jax/models_mixer.py`.
 """
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -35,7 +36,7 @@ from keras_mixer.layers import (
 )
 from keras_mixer.models.find_mixer import stems_of
 from keras_mixer.preprocessing import Preprocessing
-from keras_mixer.variants import weight_shapes
+from keras_mixer.variants import num_patches, weight_shapes
 
 _SIZES = (
     "patch_size",
@@ -199,6 +200,7 @@ def mlp_mixer(
     stochastic_depth_rate=0.0,
     name=None,
     dtype=None,
+    labels=None,
 ):
     """Build a Mixer of any size, with random weights or those of a file.
 
@@ -232,7 +234,10 @@ def mlp_mixer(
             [0, 1); it grows linearly from 0 at the first block.
         name: Name of the model.
         dtype: Dtype policy of the blocks, for example `"mixed_bfloat16"`. The final
-            norm, the pooling and the head stay in float32 under half precision.
+            norm, the pooling and the head stay in float32 under half precision, unless
+            a `DTypePolicyMap` names them.
+        labels: One name per class, which then need not be counted in `num_classes`. The
+            head is a new zero one.
 
     Returns:
         An `MLPMixer`; output `(batch, num_classes)` or, headless,
@@ -258,6 +263,9 @@ def mlp_mixer(
     check_rate("stochastic_depth_rate", stochastic_depth_rate)
     if num_classes not in (None, 0):
         check_dim("num_classes", num_classes)
+    if labels is not None:
+        labels = check_labels(labels, num_classes)
+        num_classes = len(labels)
 
     arrays = None
     if weights is not None:
@@ -279,7 +287,45 @@ def mlp_mixer(
         )
     if arrays:
         set_weights(model, arrays, new_head=not _has_head(arrays))
+    if labels is not None:
+        name_head(model, labels)
     return model
+
+
+def check_labels(labels: Sequence[str], num_classes: int | None) -> tuple[str, ...]:
+    """Return the names of classes if they can be those of a head.
+
+    Raises:
+        ValueError: If they are no different strings, or not `num_classes` (`None` for
+            any number).
+    """
+    names = () if isinstance(labels, str) else tuple(labels)
+    wrong = [name for name in names if not isinstance(name, str) or not name]
+    repeated = [name for name, count in Counter(names).items() if count > 1]
+    if not names or wrong or repeated:
+        what = f"labels={labels!r}"[:200]
+        if wrong:
+            what = f"{wrong[0]!r} among them"
+        elif repeated:
+            what = f"{repeated[0]!r} more than once"
+        raise ValueError(
+            "`labels` must be a list of different names, one per class. "
+            f"Received: {what}"
+        )
+    if num_classes is not None and len(names) != num_classes:
+        raise ValueError(
+            f"`labels` must have one name per class. Received: {len(names)} names, "
+            f"num_classes={num_classes}. Leave `num_classes` out to count the names."
+        )
+    return names
+
+
+def name_head(model: MLPMixer, labels: tuple[str, ...]) -> None:
+    """Set the labels of a Mixer, with a new zero head if it is that of others."""
+    if model.labels != labels:
+        for weight in model.get_layer("head").weights:
+            weight.assign(np.zeros(weight.shape))
+    model.labels = labels
 
 
 def _build(
@@ -368,11 +414,11 @@ def _read_for(path, sizes, num_classes):
         # Another head than the file's is a new one, or none.
         shapes = {k: v for k, v in shapes.items() if not k.startswith("head/")}
     sizes = dict(sizes)
-    height, width, channels = sizes.pop("input_shape")
+    image_shape = sizes.pop("input_shape")
     expected = weight_shapes(
         **sizes,
-        num_patches=height * width // sizes["patch_size"] ** 2,
-        channels=channels,
+        num_patches=num_patches(image_shape, sizes["patch_size"]),
+        channels=image_shape[2],
         num_classes=num_classes if num_classes == file_classes else 0,
     )
     # Before any number is read, and memory taken for it.

@@ -17,6 +17,7 @@ from keras_mixer.checks import check_image_shape
 from keras_mixer.host_values import host_value
 from keras_mixer.layers import nested_layers, path_below_model, zero_kernels
 from keras_mixer.models.mixer import MLPMixer, mlp_mixer, set_weights
+from keras_mixer.variants import patch_grid
 
 METHODS = ("auto", "block_diagonal", "interpolate")
 
@@ -73,12 +74,12 @@ def resize(model, input_shape, method="auto"):
             f"{input_shape}. `method='interpolate'` takes any size."
         )
 
-    grid = _grid(config["input_shape"], config["patch_size"])
+    grid = patch_grid(config["input_shape"], config["patch_size"])
     if method == "block_diagonal":
         transform = partial(block_diagonal, grid=grid, factors=factors)
         config["tokens_mlp_dim"] *= math.prod(factors)
     else:
-        new_grid = _grid(input_shape, config["patch_size"])
+        new_grid = patch_grid(input_shape, config["patch_size"])
         transform = partial(interpolate, grid=grid, new_grid=new_grid)
     with zero_kernels():
         resized = mlp_mixer(
@@ -184,11 +185,6 @@ def _resampling(size, new_size):
     distances = np.abs(centres[:, None] - np.arange(size))
     weights = np.maximum(0.0, 1.0 - distances / max(1.0, size / new_size))
     return weights / weights.sum(axis=1, keepdims=True)
-
-
-def _grid(image_shape, patch_size):
-    height, width, _ = image_shape
-    return height // patch_size, width // patch_size
 
 
 def _integer_factors(old_shape, new_shape):

@@ -1,8 +1,8 @@
 """Ways to train a Mixer that exists: its head alone, adapters, less memory.
 
 Each function changes the model in place. Call it before `compile`: Keras decides what
-is trained, and how, when it compiles. Keras does not save what is frozen inside a
-block, nor adapters: call `add_lora` again on a model that was read from a file.
+is trained, and how, when it compiles. What is frozen inside a block, and adapters, are
+there again in a model that was read from a `.keras` file.
 
 Source: Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models"; Chen et
 al. 2016, "Training Deep Nets with Sublinear Memory Cost" (remat);
@@ -34,8 +34,9 @@ def add_lora(model, rank):
 
     In every block, `kernel + A B` with `A` of shape `(inputs, rank)`, drawn, and `B` of
     shape `(rank, outputs)`, zero: the model's outputs do not change. The head, if there
-    is one, trains as a whole. `model.save` and `save_official` write the sums: a model
-    read from a file is a plain Mixer without adapters or their optimizer state.
+    is one, trains as a whole. All files hold the sums. A model read from a `.keras`
+    file has new adapters on them, of the same rank, and goes on with the state of its
+    optimizer; `models.rebuilt` gives a plain Mixer without adapters.
 
     Args:
         model: An `MLPMixer` without adapters.
@@ -58,7 +59,8 @@ def add_lora(model, rank):
         )
     if any(dense.lora_enabled for dense in layers):
         raise ValueError(
-            "The model has adapters already. Save it and load it again to merge them."
+            "The model has adapters already. `keras_mixer.models.rebuilt(model)` "
+            "merges them."
         )
     for layer in model.layers:
         # A frozen block would freeze its adapters: what is in it is frozen instead.

@@ -1,4 +1,5 @@
 import inspect
+import sys
 
 import keras
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 from golden import load_golden
 
 import keras_mixer
+from keras_mixer import models
 from keras_mixer.checkpoints.convert import OFFICIAL, match_names
 from keras_mixer.checkpoints.records import list_checkpoints
 from keras_mixer.layers.mixer import zero_kernels
@@ -85,10 +87,14 @@ def test_all_constructors_share_the_public_signature():
     expected = (
         "(weights=None, *, input_shape=None, num_classes=None, "
         "classifier_activation='softmax', include_preprocessing=True, "
-        "dropout_rate=0.0, stochastic_depth_rate=0.0, name=None, dtype=None)"
+        "dropout_rate=0.0, stochastic_depth_rate=0.0, name=None, dtype=None, "
+        "labels=None)"
     )
     for constructor in family.CONSTRUCTORS.values():
-        assert str(inspect.signature(constructor)) == expected
+        signature = inspect.signature(constructor)
+        untyped = [p.replace(annotation=p.empty) for p in signature.parameters.values()]
+        assert str(inspect.Signature(untyped)) == expected
+        assert constructor.__annotations__["return"] is keras_mixer.MLPMixer
 
 
 def test_without_weights_there_are_1000_classes():
@@ -199,3 +205,72 @@ def test_missing_files_are_named(tmp_path):
 def test_every_checkpoint_belongs_to_a_variant():
     for checkpoint in list_checkpoints():
         assert checkpoint.variant in VARIANTS
+
+
+def test_create_builds_any_member_by_its_name():
+    by_name = models.create("Ti/4", "cifar10", name="mine")
+    expected = keras_mixer.MixerTi4("cifar10", name="mine")
+    assert by_name.config == expected.config and by_name.labels == expected.labels
+    for ours, theirs in zip(by_name.get_weights(), expected.get_weights(), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    with pytest.raises(ValueError, match="A variant is a size letter"):
+        models.create("XL/16")
+
+
+def test_labels_name_the_classes_of_a_new_head():
+    names = [f"flower {i}" for i in range(10)]
+    model = keras_mixer.MixerTi4("cifar10", labels=names)
+    assert model.labels == tuple(names) and model.output_shape == (None, 10)
+    old = keras_mixer.MixerTi4("cifar10")
+    head = model.get_layer("head")
+    assert not numpy(head.kernel).any() and not numpy(head.bias).any()
+    assert numpy(old.get_layer("head").kernel).any()
+    np.testing.assert_array_equal(
+        numpy(model.get_layer("block_3").weights[0]),
+        numpy(old.get_layer("block_3").weights[0]),
+    )
+    kept = keras_mixer.MixerTi4("cifar10", labels=old.labels)
+    np.testing.assert_array_equal(
+        numpy(kept.get_layer("head").kernel), numpy(old.get_layer("head").kernel)
+    )
+    assert keras_mixer.MixerTi4(labels=["a", "b"]).output_shape == (None, 2)
+
+
+@pytest.mark.parametrize(
+    "labels, num_classes, message",
+    [
+        (["a", "b"], 3, "2 names, num_classes=3"),
+        (["a"], 0, "1 names, num_classes=0"),
+        (["a", "b", "a"], None, "'a' more than once"),
+        (["a", 3], None, "Received: 3 among them"),
+        (["a", ""], None, "Received: '' among them"),
+        ("abc", 3, "labels='abc'"),
+        ([], None, r"labels=\[\]"),
+    ],
+)
+def test_wrong_labels_are_refused_before_a_download(
+    monkeypatch, labels, num_classes, message
+):
+    module = sys.modules["keras_mixer.models.create"]  # the door gives the function
+    monkeypatch.setattr(module, "_find", lambda *_: pytest.fail("too late"))
+    with pytest.raises(ValueError, match=message):
+        keras_mixer.MixerB16("imagenet21k", labels=labels, num_classes=num_classes)
+
+
+def test_models_are_listed():
+    assert keras_mixer.list_models() == [
+        f"Mixer{variant.replace('/', '')}" for variant in VARIANTS
+    ]
+    assert keras_mixer.list_models("*l*") == ["MixerL32", "MixerL16"]
+    assert keras_mixer.list_models("none") == []
+    pairs = keras_mixer.list_models(pretrained=True)
+    assert "MixerB16:imagenet21k" in pairs and "MixerTi4:cifar10" in pairs
+    assert len(pairs) == len(list_checkpoints())
+    assert keras_mixer.list_models("MixerTi4", pretrained=True) == ["MixerTi4:cifar10"]
+    assert "MixerL16:imagenet1k" in keras_mixer.list_models("*:imagenet1k", True)
+
+
+def test_every_docstring_names_its_checkpoints():
+    for variant, constructor in family.CONSTRUCTORS.items():
+        for checkpoint in list_checkpoints(variant):
+            assert f'"{checkpoint.name}"' in constructor.__doc__

@@ -2,6 +2,7 @@ import keras
 import numpy as np
 import pytest
 
+from keras_mixer.models import rebuilt
 from keras_mixer.models.mixer import mlp_mixer, save_official
 from keras_mixer.training.adaptation import (
     add_lora,
@@ -74,7 +75,12 @@ def test_lora_trains_adapters_and_head(model, tiny_images, tmp_path):
     np.testing.assert_allclose(
         again.predict(tiny_images, verbose=0), outputs, atol=1e-5
     )
-    assert not any("lora" in v.path for v in again.weights)
+    assert {v.path for v in again.trainable_weights} == trained
+    plain = rebuilt(again)
+    np.testing.assert_allclose(
+        plain.predict(tiny_images, verbose=0), outputs, atol=1e-5
+    )
+    assert not any("lora" in v.path for v in plain.weights)
     save_official(model, tmp_path / "model.npz")
     official = mlp_mixer(
         **{k: v for k, v in model.config.items()}, weights=tmp_path / "model.npz"
