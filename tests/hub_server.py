@@ -335,7 +335,9 @@ def _create(request, hub):
         raise Refusal(403 if request.user else 401, f"You may not create {name}")
     if name in hub.repositories:
         return request.answer({"url": f"{hub.url}/{name}"}, 409)
-    hub.create(name, private=body.get("visibility") == "private")
+    # The older clients say it in another way.
+    private = body.get("visibility") == "private" or body.get("private") is True
+    hub.create(name, private=private)
     request.answer({"url": f"{hub.url}/{name}"})
 
 

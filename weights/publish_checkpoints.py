@@ -20,19 +20,21 @@ import sys
 import tempfile
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from keras_mixer.checkpoints.manifest import CARD, METADATA
 from keras_mixer.checkpoints.records import (
     NOT_PUBLISHED,
+    Checkpoint,
     find_checkpoint,
     list_checkpoints,
     weights_path,
 )
-from keras_mixer.files import sha256_of
+from keras_mixer.files import atomic_write, sha256_of
 from keras_mixer.hub.model_files import read_model, write_folder
 from keras_mixer.hub.publish import push_to_hub
-from keras_mixer.hub.verification import verify
-from keras_mixer.models.mixer import mlp_mixer
+from keras_mixer.hub.verification import Report, verify
+from keras_mixer.models.mixer import MLPMixer, mlp_mixer
 from keras_mixer.variants import parse_variant
 
 PUBLISHED = Path(__file__).parent / "published.json"
@@ -48,7 +50,7 @@ DATASETS = {
 }
 
 
-def main(arguments=None):
+def main(arguments: list[str] | None = None) -> int:
     """Run the command; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--owner", help="user or organization on the Hub")
@@ -95,7 +97,7 @@ def main(arguments=None):
     return 1 if failed else 0
 
 
-def select(names=None):
+def select(names: list[str] | None = None) -> tuple[Checkpoint, ...]:
     """Return the records of `"VARIANT NAME"`s, all without any."""
     if not names:
         return list_checkpoints()
@@ -108,7 +110,7 @@ def select(names=None):
     return tuple(find_checkpoint(*name.split()) for name in names)
 
 
-def publish(checkpoint, options):
+def publish(checkpoint: Checkpoint, options: argparse.Namespace) -> None:
     """Do all that is still to be done for one checkpoint."""
     path = source_path(checkpoint)
     name = f"mixer-{checkpoint.variant.replace('/', '').lower()}-{checkpoint.name}"
@@ -132,12 +134,14 @@ def publish(checkpoint, options):
     print(f"  published: hf://{repository}@{commit}")
 
 
-def source_path(checkpoint):
+def source_path(checkpoint: Checkpoint) -> Path:
     """Return the path of the file as its authors publish it, not as we do."""
     return weights_path(replace(checkpoint, hub_commit=None))
 
 
-def write_verified(checkpoint, path, folder, repository):
+def write_verified(
+    checkpoint: Checkpoint, path: Path, folder: Path, repository: str
+) -> tuple[MLPMixer, dict[str, Any]]:
     """Write the folder of the repository, unless it is there; return what to publish.
 
     Returns:
@@ -158,7 +162,7 @@ def write_verified(checkpoint, path, folder, repository):
     return model, facts
 
 
-def build(checkpoint, path):
+def build(checkpoint: Checkpoint, path: Path) -> tuple[MLPMixer, dict[str, Any]]:
     """Return the model of a checkpoint, and what its card says."""
     if checkpoint.embedded:
         # Its folder is a repository already, written when it was trained.
@@ -188,7 +192,7 @@ def build(checkpoint, path):
     return model, facts(checkpoint, path)
 
 
-def facts(checkpoint, path):
+def facts(checkpoint: Checkpoint, path: Path) -> dict[str, Any]:
     """Return what the card of a checkpoint says beside what is in the model."""
     metrics = {"accuracy": f"{checkpoint.accuracy}, top-1 in percent"}
     return {
@@ -210,7 +214,7 @@ def facts(checkpoint, path):
     }
 
 
-def verify_conversion(folder, model, path):
+def verify_conversion(folder: Path, model: MLPMixer, path: Path) -> Report:
     """Check that a folder holds the model, and the arrays of the source."""
     report = verify(folder, same_as=path)
     written = read_model(folder)
@@ -220,16 +224,15 @@ def verify_conversion(folder, model, path):
     return report
 
 
-def note(path, checkpoint, repository, commit):
+def note(path: Path, checkpoint: Checkpoint, repository: str, commit: str) -> None:
     """Add a commit to the file of those that are published."""
     known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     known[f"{checkpoint.variant} {checkpoint.name}"] = {
         "repository": repository,
         "commit": commit,
     }
-    new = path.with_suffix(".tmp")
-    new.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    new.replace(path)
+    with atomic_write(path, "t", encoding="utf-8") as file:
+        file.write(json.dumps(known, indent=1, sort_keys=True) + "\n")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,8 @@
 
 For every commit in `weights/published.json` (see `publish_checkpoints.py`) the names,
 SHA-256 and sizes of its files are taken from its `checksums.json`, and
-`keras_mixer/published.py` is written anew: from then on the package gets these files.
+`keras_mixer/checkpoints/published.py` is written anew: from then on the package gets
+these files.
 """
 
 import argparse
@@ -19,6 +20,9 @@ from keras_mixer.checkpoints.manifest import CHECKSUMS, read_checksums
 from keras_mixer.checkpoints.records import find_checkpoint
 from keras_mixer.files import sha256_of
 
+# Repository, commit, and the name, SHA-256 and size of every file.
+Record = tuple[str, str, tuple[tuple[str, str, int], ...]]
+
 PUBLISHED = Path(__file__).parent / "published.json"
 
 _HEAD = '''\
@@ -28,7 +32,7 @@ _HEAD = '''\
 '''
 
 
-def main(arguments=None):
+def main(arguments: list[str] | None = None) -> int:
     """Run the command; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
@@ -51,7 +55,7 @@ def main(arguments=None):
     return 0
 
 
-def read_records(path):
+def read_records(path: Path) -> dict[tuple[str, str], Record]:
     """Return (variant, name) -> (repository, commit, files) of what is published."""
     records = {}
     for title, record in json.loads(path.read_text(encoding="utf-8")).items():
@@ -67,7 +71,7 @@ def read_records(path):
     return records
 
 
-def files_of(repository, commit):
+def files_of(repository: str, commit: str) -> tuple[tuple[str, str, int], ...]:
     """Return the (name, sha256, size) of every file at a commit, sorted."""
     path = download_file(repository, CHECKSUMS, commit)
     checksums = read_checksums(path, f"hf://{repository}@{commit}")
@@ -82,8 +86,8 @@ def files_of(repository, commit):
     return tuple(files)
 
 
-def write_module(records):
-    """Return the text of `keras_mixer/published.py`."""
+def write_module(records: dict[tuple[str, str], Record]) -> str:
+    """Return the text of `keras_mixer/checkpoints/published.py`."""
     if not records:
         return f"{_HEAD}PUBLISHED: dict = {{}}\n"
     lines = ["PUBLISHED: dict = {"]

@@ -1,7 +1,14 @@
 """Whole models to files, folders and the Hugging Face Hub, their cards, and checks.
 
-Which weights were published, and how they are fetched, is known to
-`keras_mixer.checkpoints`.
+- `from_pretrained(source)`, `push_to_hub(model, repo_id)`: a published model.
+- `read_model(source)`: the model in a file or folder of any kind, or on the Hub.
+- `write_model(model, target)`: the same way back, by the ending of the target.
+- `write_folder(model, folder)`: a model as it is published, with a card.
+- `verify(source)`: whether a model is what it says it is; gives a `Report`.
+
+Files of unknown origin are looked at before they are opened: nothing in them is
+executed, and neither time nor memory grows beyond what their arrays need. Which weights
+were published, and how they are fetched, is known to `keras_mixer.checkpoints`.
 """
 
 from keras_mixer.hub.card import (
