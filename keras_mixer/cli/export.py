@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from keras_mixer.models import MLPMixer
 
 
+_PRECISIONS = ("float32", "bfloat16", "float16")
+
+
 class _Format(NamedTuple):
     """What must be known of a format before Keras is imported."""
 
@@ -35,18 +38,29 @@ class _Format(NamedTuple):
     extra: str
     packages: tuple[str, ...]
     backends: tuple[str, ...] = ("tensorflow", "jax", "torch")
+    precisions: tuple[str, ...] = _PRECISIONS
 
 
 FORMATS = {
-    "onnx": _Format(".onnx", "export", ("onnx", "onnxruntime")),
+    "onnx": _Format(
+        ".onnx",
+        "export",
+        ("onnx", "onnxruntime"),
+        precisions=("float32", "float16"),
+    ),
     "openvino": _Format(".xml", "export", ("onnx", "onnxruntime", "openvino")),
     "tf_saved_model": _Format("", "tensorflow", ("tensorflow",), ("tensorflow", "jax")),
     "litert": _Format(
-        ".tflite", "export", ("tensorflow", "ai-edge-litert"), ("tensorflow",)
+        ".tflite",
+        "export",
+        ("tensorflow", "ai-edge-litert"),
+        ("tensorflow",),
+        precisions=("float32",),
     ),
     "torch": _Format(".pt2", "torch", ("torch",), ("torch",)),
 }
 _INT8 = ("onnx", "openvino")
+_NOT_BESIDE_INT8 = (("float16", "onnx"),)
 
 
 def add(commands: "Commands") -> None:
@@ -59,6 +73,7 @@ def add(commands: "Commands") -> None:
         examples=(
             "export model.onnx",
             "export model.tflite --model run/model.keras",
+            "export half.xml --precision bfloat16",
             "export fast.xml --int8 pictures/train/",
         ),
         check=_check,
@@ -74,6 +89,13 @@ def add(commands: "Commands") -> None:
     add_model_options(command)
     command.add_argument(
         "--format", choices=FORMATS, help="default: by the ending of TARGET"
+    )
+    command.add_argument(
+        "--precision",
+        choices=_PRECISIONS,
+        default="float32",
+        help="what the file computes in; bfloat16 not for .onnx, float32 alone for "
+        ".tflite (default: %(default)s)",
     )
     command.add_argument("--force", action="store_true", help="replace TARGET")
     group = command.add_argument_group("int8, for .onnx and .xml")
@@ -103,6 +125,16 @@ def _check(options: argparse.Namespace) -> None:
         raise UsageError(
             f"--int8 is for .onnx and .xml. Received: the format {name} of "
             f"{options.target!r}"
+        )
+    if options.precision not in chosen.precisions:
+        raise UsageError(
+            f"--precision must be {' or '.join(chosen.precisions)} for {name}. "
+            f"Received: {options.precision}"
+        )
+    if options.int8 is not None and (options.precision, name) in _NOT_BESIDE_INT8:
+        raise UsageError(
+            f"--precision must be float32 beside --int8, except for .xml. Received: "
+            f"{options.precision}"
         )
     backend = check_backend()
     if backend not in chosen.backends:
@@ -161,6 +193,7 @@ def _export(options: argparse.Namespace) -> None:
         model,
         options.target,
         format=options.format,
+        precision=options.precision,
         calibration_images=_calibration_images(options, model),
         overwrite=options.force,
     )

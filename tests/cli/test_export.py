@@ -37,10 +37,30 @@ def test_export_writes_and_says_how_close_it_is(written, capsys):
     np.testing.assert_allclose(load_onnx(written)(images), expected, atol=1e-4)
 
 
+def test_export_in_half_precision(written, capsys):
+    assert main(["export", str(written), "--precision", "float16"]) == 0
+    assert 1e-5 < float(capsys.readouterr().out.split()[-1].rstrip(")")) < 5e-3
+    assert keras_mixer.export.load(written).precision == "float16"
+
+
+@pytest.mark.parametrize(
+    "target, options, message",
+    [
+        ("m.onnx", [], "--precision must be float32 or float16 for onnx"),
+        ("m.tflite", [], "--precision must be float32 for litert"),
+        ("m.onnx", ["--precision", "float16", "--int8", "x"], "beside --int8"),
+    ],
+)
+def test_a_precision_that_a_format_lacks(target, options, message, tmp_path, capsys):
+    arguments = ["--precision", "bfloat16", *options]
+    assert main(["export", str(tmp_path / target), *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
 def test_export_int8_from_a_folder(written, tmp_path, capsys, monkeypatch):
     seen = []
 
-    def export(model, path, *, format, calibration_images, overwrite):
+    def export(model, path, *, calibration_images, overwrite, **options):
         seen.append((calibration_images, overwrite))
         return 0.01
 
@@ -93,6 +113,7 @@ def test_formats_are_those_of_the_wing():
             entry.ending,
             set(entry.backends),
         )
+        assert known.precisions == entry.precisions
         packages = tuple(package.replace("-", "_") for package in known.packages)
         assert packages == entry.packages
 
