@@ -13,6 +13,9 @@ from keras_mixer.benchmark.flops import (
     matrix_flops,
     matrix_product_ceiling,
 )
+from keras_mixer.benchmark.input_pipeline import (
+    input_speed,
+)
 from keras_mixer.benchmark.machine import (
     describe_machine,
 )
@@ -47,6 +50,7 @@ __all__ = [
     "figure",
     "growth",
     "growth_exponent",
+    "input_speed",
     "matrix_flops",
     "matrix_product_ceiling",
     "run",

@@ -50,6 +50,12 @@ def add(commands: "Commands") -> None:
         "--layers", action="store_true", help="also measure kinds of layers alone"
     )
     command.add_argument(
+        "--input",
+        metavar="NAME_OR_FOLDER",
+        help="measure only how many augmented images a second are read from this data "
+        "set, as --data of finetune",
+    )
+    command.add_argument(
         "--weights",
         default="none",
         help="a checkpoint's name, whose loading counts as building, or none "
@@ -188,7 +194,24 @@ def _check_tpu_compile(options: argparse.Namespace) -> None:
     check_packages("Compiling for TPUs", "tpu-compile", "libtpu")
 
 
+def _measure_input(options: argparse.Namespace) -> None:
+    from keras_mixer.benchmark import input_speed
+    from keras_mixer.data import open_source
+
+    source = open_source(options.input, "train")
+    numbers = {}
+    for size in options.image_sizes:
+        edge = size or 224
+        numbers[str(edge)] = speeds = input_speed(source, image_size=edge)
+        for name, speed in speeds.items():
+            print(f"{name}, {edge} x {edge}: {speed:,.0f} images/s")
+    if options.json:
+        write_json(options.json, {"input": options.input, "images_per_second": numbers})
+
+
 def _benchmark(options: argparse.Namespace) -> None:
+    if options.input is not None:
+        return _measure_input(options)
     from rich.console import Console
 
     from keras_mixer import benchmark, visualize

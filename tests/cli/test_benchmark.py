@@ -88,3 +88,23 @@ def test_tpu_compile_asks_for_one_step(monkeypatch, capsys):
     assert main(["tpu-compile", "--batch", "largest"]) == 1
     assert asked[-1] == (tpu_compile.SliceStep(), None)
     assert "does not fit" in capsys.readouterr().out
+
+
+def test_the_input_alone_is_measured(monkeypatch, capsys, tmp_path):
+    asked = []
+
+    def input_speed(source, *, image_size):
+        asked.append((source, image_size))
+        return {"crop and flip": 1234.4}
+
+    monkeypatch.setattr(keras_mixer.benchmark, "input_speed", input_speed)
+    monkeypatch.setattr(
+        keras_mixer.data, "open_source", lambda name, split: (name, split)
+    )
+    numbers = tmp_path / "speed.json"
+    command = ["benchmark", "--input", "photos", "--json", str(numbers)]
+    assert main(command) == 0
+    assert asked == [(("photos", "train"), 224)]
+    assert "crop and flip, 224 x 224: 1,234 images/s" in capsys.readouterr().out
+    speeds = json.loads(numbers.read_text())["images_per_second"]
+    assert speeds == {"224": {"crop and flip": 1234.4}}
