@@ -52,7 +52,7 @@ def resolve_revision(repo_id: str, revision: str) -> str:
     """Return the commit (40 hex digits) that a branch or tag points to.
 
     A commit is returned as it is, without a request. Without a connection it is the
-    commit that `remember_revision` was last told.
+    commit that `remember_revision` noted last.
 
     Raises:
         OSError: As in `download_file`.

@@ -315,8 +315,9 @@ def _home_path(address: str) -> Path:
 def _from_hub(address: str, note: Path) -> Path:
     """Return the path of a file on the Hub as it was when first asked for.
 
-    Nobody told us its commit and SHA-256. The Hub does, once; `note` keeps them, so
-    that from then on the file cannot change and, once cached, needs no request.
+    Its record has no commit and no SHA-256. The Hub states them once; `note` keeps
+    them, so that from then on the file cannot change and, once cached, needs no
+    request.
     """
     repository, _, name = address.removeprefix("hf://").rpartition("/")
 

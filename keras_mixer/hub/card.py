@@ -15,7 +15,7 @@ from keras_mixer.models import MLPMixer
 from keras_mixer.preprocessing import Preprocessing
 from keras_mixer.variants import parameter_count
 
-# What may be told of where the weights come from, as text, and how the card puts it.
+# What may be said of where the weights come from, and the words of the card for it.
 PROVENANCE = {
     "training": "Training",
     "command": "Command",
