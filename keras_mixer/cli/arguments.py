@@ -193,7 +193,7 @@ def chosen_model(options: argparse.Namespace, **arguments: Any) -> "MLPMixer":
 
 def add_data_options(
     command: "Group", *, split: str, validation_split: str | None = None
-) -> None:
+) -> "Group":
     """Add the options that `check_source` and `opened_source` read.
 
     Args:
@@ -201,6 +201,9 @@ def add_data_options(
         split: Default of `--split`.
         validation_split: Default of `--validation-split`; `None` for a command that
             reads one split only.
+
+    Returns:
+        The group, for the options that a command adds to it.
     """
     group = command.add_argument_group("data")
     group.add_argument(
@@ -230,6 +233,7 @@ def add_data_options(
         help="files of a folder that cannot be decoded are an error, are counted and "
         "left out, or are not looked for beforehand (default: %(default)s)",
     )
+    return group
 
 
 def add_data_dir(group: "Group") -> None:

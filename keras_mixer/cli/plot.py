@@ -1,6 +1,7 @@
 """The command `plot`: what a model learned, or its training, in pictures."""
 
 import argparse
+import difflib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,11 +15,13 @@ from keras_mixer.cli.arguments import (
     integer,
 )
 from keras_mixer.cli.early_checks import check_backend, check_file, check_plot
+from keras_mixer.cli.messages import UsageError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from keras_mixer.cli.arguments import Commands
+    from keras_mixer.models import MLPMixer
 
 
 def add(commands: "Commands") -> None:
@@ -66,6 +69,7 @@ def add(commands: "Commands") -> None:
         check=_check_model_picture,
     )
     _add_picture_options(picture)
+    _add_evidence(pictures)
     picture = add_command(
         pictures,
         "curves",
@@ -87,6 +91,37 @@ def add(commands: "Commands") -> None:
     )
 
 
+def _add_evidence(pictures: "Commands") -> None:
+    picture = add_command(
+        pictures,
+        "evidence",
+        _plot_evidence,
+        "draw which parts of a picture speak for a class",
+        examples=(
+            "plot evidence evidence.png photo.jpg",
+            "plot evidence evidence.png photo.jpg --class frog --method occlusion",
+        ),
+        check=_check_evidence,
+        flags={"class_index": "--class", "image": "IMAGE"},
+    )
+    _add_png(picture)
+    picture.add_argument("image", type=Path, metavar="IMAGE", help="the photo")
+    add_model_options(picture)
+    picture.add_argument(
+        "--class",
+        dest="class_name",
+        metavar="NAME",
+        help="name or number of the class (default: the best one)",
+    )
+    picture.add_argument(
+        "--method",
+        choices=("exact", "occlusion"),
+        default="exact",
+        help="shares of the logit, or what it loses without each patch (default: "
+        "%(default)s)",
+    )
+
+
 def _add_png(picture: Parser) -> None:
     picture.add_argument("target", type=Path, metavar="PNG", help="the file to write")
 
@@ -102,6 +137,11 @@ def _add_picture_options(picture: Parser) -> None:
 def _check_model_picture(options: argparse.Namespace) -> None:
     check_plot(options.target, "PNG")
     check_chosen_model(options)
+
+
+def _check_evidence(options: argparse.Namespace) -> None:
+    check_file(options.image, "IMAGE")
+    _check_model_picture(options)
 
 
 def _check_curves(options: argparse.Namespace) -> None:
@@ -125,6 +165,36 @@ def _plot_stem(options: argparse.Namespace) -> None:
     from keras_mixer import visualize
 
     _save(visualize.stem_filters(chosen_model(options), options.count), options.target)
+
+
+def _plot_evidence(options: argparse.Namespace) -> None:
+    from keras_mixer import visualize
+
+    model = chosen_model(options)
+    figure = visualize.evidence_figure(
+        model, options.image, _class_index(model, options.class_name), options.method
+    )
+    _save(figure, options.target)
+
+
+def _class_index(model: "MLPMixer", name: str | None) -> int | None:
+    """Return the number of a class that is given by its number or its name."""
+    if name is None:
+        return None
+    if name.isdecimal():
+        return int(name)
+    from keras_mixer.labels import label_names
+
+    names = label_names(model.labels, model.output_shape[-1])
+    found = [i for i, known in enumerate(names) if name in known]
+    if len(found) != 1:
+        near = difflib.get_close_matches(name, [known[1] for known in names])
+        hint = f" Near names: {', '.join(near)}." if near else ""
+        raise UsageError(
+            f"--class must be one of the {len(names)} classes of the model, by name or "
+            f"number. Received: {name!r}.{hint}"
+        )
+    return found[0]
 
 
 def _plot_curves(options: argparse.Namespace) -> None:

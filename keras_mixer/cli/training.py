@@ -5,6 +5,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from keras_mixer.cli.arguments import (
+    Parser,
     add_command,
     add_data_options,
     add_model_options,
@@ -22,6 +23,7 @@ from keras_mixer.cli.training_options import (
     finetune_arguments,
     grid_splits,
     pretrain_arguments,
+    recipe_test_split,
 )
 
 if TYPE_CHECKING:
@@ -52,7 +54,7 @@ def add(commands: "Commands") -> None:
         flags=_DATA_FLAGS,
     )
     add_model_options(command)
-    add_data_options(command, split="train", validation_split="test")
+    _add_data_options(command)
     add_finetune_options(command)
 
     command = add_command(
@@ -72,8 +74,17 @@ def add(commands: "Commands") -> None:
     )
     add_model_options(command)
     command.set_defaults(default_weights="none")
-    add_data_options(command, split="train", validation_split="validation")
+    _add_data_options(command)
     add_pretrain_options(command)
+
+
+def _add_data_options(command: Parser) -> None:
+    add_data_options(command, split="train").add_argument(
+        "--validation-split",
+        metavar="SPLIT",
+        help="what the accuracy is measured on, or none (default: the paper's, or else "
+        "validation, test, or a tenth that is held out, whatever there is)",
+    )
 
 
 def _check(options: argparse.Namespace) -> None:
@@ -160,19 +171,43 @@ def _begin(
         num_processes=options.num_processes,
         process_id=options.process_id,
     )
-    train = opened_source(options, options.split)
-    validation = None
-    measured = "none"
-    if options.validation_split != "none":
-        validation = opened_source(options, options.validation_split)
-        measured = f"{validation.num_examples:,}"
+    train, validation, sentence = _opened_sources(options)
+    measured = f"{validation.num_examples:,}" if validation else "none"
     keras.utils.set_random_seed(options.seed)
     _say(
         devices,
         f"{options.data}: {train.num_classes} classes, {train.num_examples:,} images "
         f"to train on, {measured} to measure on",
     )
+    if sentence:
+        _say(devices, sentence)
     return devices, train, validation
+
+
+def _opened_sources(
+    options: argparse.Namespace,
+) -> "tuple[Source, Source | None, str]":
+    """Return what to train on, what to measure on, and what is to be said of it.
+
+    `options.measured_on` becomes the words for what is measured on.
+    """
+    from keras_mixer.data import open_training_sources
+
+    split = options.validation_split or recipe_test_split(options)
+    if split:
+        options.measured_on = split
+        train = opened_source(options, options.split)
+        validation = None if split == "none" else opened_source(options, split)
+        return train, validation, ""
+    train, validation, sentence = open_training_sources(
+        options.data,
+        options.split,
+        data_dir=options.data_dir,
+        corrupt=options.corrupt,
+        seed=options.seed,
+    )
+    options.measured_on = sentence.removeprefix("Measured on ").rstrip(".")
+    return train, validation, sentence
 
 
 def _with_new_head(
@@ -253,9 +288,7 @@ def _finish(
     measured = [a for a in history.history.get("val_accuracy", []) if not math.isnan(a)]
     if measured:
         accuracy = max(measured) if options.use_best else measured[-1]
-        facts["accuracy"] = (
-            f"{accuracy:.2%} on {options.data}, {options.validation_split}"
-        )
+        facts["accuracy"] = f"{accuracy:.2%} on {options.data}, {options.measured_on}"
     output = options.output
     write_model(trained, output / "model.keras", overwrite=True)
     write_folder(trained, output / "model", overwrite=True, metrics=facts)

@@ -313,6 +313,16 @@ def grid_splits(
     return rates, *splits
 
 
+def recipe_test_split(options: argparse.Namespace) -> str | None:
+    """Return the split on which the paper measures, if it trains on this data set."""
+    if options.command != "finetune":
+        return None
+    try:
+        return _finetune_recipe(options).test_split
+    except UsageError:
+        return None
+
+
 def _finetune_recipe(options: argparse.Namespace) -> "FinetuneRecipe":
     from keras_mixer.training import FINETUNE_RECIPES, finetune_recipe
 

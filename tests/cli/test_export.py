@@ -140,6 +140,29 @@ def test_plot_draws_a_model(picture, options, tmp_path, capsys, monkeypatch):
     assert expected in titles[0]
 
 
+def test_plot_draws_the_evidence_for_a_class(tmp_path, capsys, monkeypatch):
+    pytest.importorskip("matplotlib")
+    photo = pictures(tmp_path / "pictures", 1, 1) / "0" / "0.png"
+    asked, figure = [], keras_mixer.visualize.evidence_figure
+    monkeypatch.setattr(
+        keras_mixer.visualize,
+        "evidence_figure",
+        lambda model, *others: asked.append(others) or figure(model, *others),
+    )
+    path = tmp_path / "evidence.png"
+    call = ["plot", "evidence", str(path), str(photo)]
+    assert main([*call, "--class", "frog", "--method", "occlusion"]) == 0
+    assert path.read_bytes().startswith(b"\x89PNG")
+    assert main([*call, "--class", "3"]) == 0
+    assert main(call) == 0
+    frog = (photo, 6, "occlusion")
+    assert asked == [frog, (photo, 3, "exact"), (photo, None, "exact")]
+    assert main([*call, "--class", "frogs"]) == 2
+    assert "Near names: frog" in capsys.readouterr().err
+    assert main([*call, "--class", "10"]) == 1
+    assert "--class must be an integer in [0, 10)" in capsys.readouterr().err
+
+
 def test_plot_draws_the_logs_of_trainings(tmp_path, capsys, monkeypatch):
     pytest.importorskip("matplotlib")
     log, drawn = tmp_path / "log.csv", []

@@ -65,6 +65,7 @@ def test_there_are_all_commands():
     assert names == {
         *("models", "predict", "finetune", "pretrain", "evaluate", "fewshot"),
         *("export", "plot", "plot filters", "plot stem", "plot curves"),
+        "plot evidence",
         *("benchmark", "tpu-compile", "convert", "verify", "publish", "demo"),
     }
 

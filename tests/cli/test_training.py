@@ -70,7 +70,10 @@ def test_finetune_trains_writes_and_says_where(pictures, start, tmp_path, capsys
     with open(output / "log.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["step"] for row in rows] == ["3", "6"]
-    assert f"Accuracy: {float(rows[-1]['val_accuracy']):.2%} on {pictures}, test" in out
+    assert (
+        f"Accuracy: {float(rows[-1]['val_accuracy']):.2%} on {pictures}, 8 examples of test"
+        in out
+    )
     for name in ("model.keras", "model", "curves.png", "log.csv"):
         assert f"  {output / name}\n" in out and (output / name).exists()
     assert (output / "curves.png").read_bytes().startswith(b"\x89PNG")
@@ -95,6 +98,17 @@ def test_finetune_trains_writes_and_says_where(pictures, start, tmp_path, capsys
     assert finetune(pictures, start, output, "--resume") == 0
     assert finetune(pictures, start, output, "--resume", steps=7) == 1
     assert "total_steps: 6 there, 7 now" in capsys.readouterr().err
+
+
+def test_a_part_is_held_out_where_there_is_nothing_to_measure_on(
+    pictures, start, tmp_path, capsys
+):
+    output = tmp_path / "run"
+    assert finetune(pictures / "train", start, output, steps=3) == 0
+    out = capsys.readouterr().out
+    assert "22 images to train on, 2 to measure on" in out
+    held = "2 of 24 examples of train, which are held out (seed 0): there is no"
+    assert f"Measured on {held}" in out and f", {held}" in out
 
 
 def test_a_grid_is_searched_on_a_part_of_the_training_images(
