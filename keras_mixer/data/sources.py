@@ -132,10 +132,13 @@ def _chosen(source: Source, chosen: NDArray[np.bool_]) -> Source:
 
     mask = tf.constant(chosen)
     dataset = source.dataset.enumerate().filter(lambda position, _: mask[position])
+    num_examples = int(chosen.sum())
+    # Keras warns of an end that it cannot foresee, and a filter hides it.
+    counted = tf.data.experimental.assert_cardinality(num_examples)
     return replace(
         source,
-        dataset=dataset.map(lambda _, example: example),
-        num_examples=int(chosen.sum()),
+        dataset=dataset.map(lambda _, example: example).apply(counted),
+        num_examples=num_examples,
         file_names=file_names if source.file_names else None,
         part=None,
         digest=lambda: fingerprint.digest([source.fingerprint(), chosen]),

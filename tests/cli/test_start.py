@@ -90,6 +90,11 @@ def test_missing_files_and_wrong_names_load_no_backend():
     assert loaded <= {"numpy"}
 
 
+def test_models_and_names_of_weights_load_no_keras():
+    loaded = loaded_by(["models"], ["predict", ".", "--weights", "nonsense"])
+    assert loaded <= {"numpy"}
+
+
 def test_the_package_runs_as_a_module():
     result = subprocess.run(
         [sys.executable, "-m", "keras_mixer", "predict", "absent.png"],
@@ -105,7 +110,7 @@ def test_the_package_runs_as_a_module():
 
 @pytest.mark.parametrize(
     ("words", "limit"),
-    [(["--help"], 0.4), (["predict", "absent.png"], 0.4)],
+    [(["--help"], 0.4), (["predict", "absent.png"], 0.4), (["models"], 0.8)],
 )
 def test_the_answer_is_there_at_once(words, limit):
     code = "import sys; from keras_mixer.cli import main; main(sys.argv[1:])"

@@ -71,8 +71,8 @@ def test_finetune_trains_writes_and_says_where(pictures, start, tmp_path, capsys
         rows = list(csv.DictReader(file))
     assert [row["step"] for row in rows] == ["3", "6"]
     assert (
-        f"Accuracy: {float(rows[-1]['val_accuracy']):.2%} on {pictures}, 8 examples of test"
-        in out
+        f"Accuracy: {float(rows[-1]['val_accuracy']):.2%} on {pictures}, "
+        "8 examples of test" in out
     )
     for name in ("model.keras", "model", "curves.png", "log.csv"):
         assert f"  {output / name}\n" in out and (output / name).exists()
