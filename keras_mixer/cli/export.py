@@ -71,7 +71,6 @@ def add(commands: "Commands") -> None:
         _export,
         "write a model for another runtime, and check it",
         examples=(
-            "export model.onnx",
             "export model.tflite --model run/model.keras",
             "export half.xml --precision bfloat16",
             "export fast.xml --int8 pictures/train/",
