@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
-from keras import ops
 
 
 @keras.saving.register_keras_serializable("keras_mixer")
@@ -44,7 +43,6 @@ class Dense(keras.layers.Dense):
             initializer = keras.initializers.HeUniform()
             shape = self.lora_kernel_a.shape
             self.lora_kernel_a.assign(initializer(shape, "float32"))
-            self.lora_kernel_b.assign(ops.zeros_like(self.lora_kernel_b))
 
     def get_config(self) -> dict[str, Any]:
         config = super().get_config()
