@@ -29,7 +29,7 @@ if TYPE_CHECKING:
         visualize,
     )
     from keras_mixer.checkpoints import list_checkpoints
-    from keras_mixer.hub import from_pretrained, push_to_hub
+    from keras_mixer.hub import from_pretrained, push_to_hub, save_timm
     from keras_mixer.models import (
         MixerB16,
         MixerB32,
@@ -81,6 +81,7 @@ __all__ = [
     "push_to_hub",
     "resize",
     "save_official",
+    "save_timm",
     "training",
     "visualize",
 ]

@@ -1,25 +1,38 @@
 """From images to the pixels a model takes.
 
-How to prepare an image belongs to a checkpoint: `Preprocessing` is that record. The
-resizing is NumPy, so that every backend sees the same pixels, and equals the official
-evaluations' `tf.image.resize(..., antialias=False)`.
+How to prepare an image belongs to a checkpoint: `Preprocessing` is that record. Images
+for Google's are resized in NumPy, equal to the official evaluations' `tf.image.resize(
+..., antialias=False)`, images for timm's by Pillow: every backend sees the same pixels.
 
 Source: paper, appendix C; `big_vision/pp/ops_image.py` of google-research/big_vision.
 """
 
+import math
 import os
 import warnings
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from numbers import Real
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+if TYPE_CHECKING:
+    from PIL import Image
+
+Range = tuple[float, float]
+
 TRANSFORMS = ("resize_crop", "resmall_crop", "resize")
 INTERPOLATIONS = ("bilinear", "area")
+
+# What there is of each, by the library whose resizing it is.
+_TRANSFORMS = {"tensorflow": TRANSFORMS, "pillow": (*TRANSFORMS, "resize_pad")}
+_INTERPOLATIONS = {
+    "tensorflow": INTERPOLATIONS,
+    "pillow": ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"),
+}
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 # What a file becomes for a model of so many channels.
@@ -32,62 +45,120 @@ class Preprocessing:
 
     Attributes:
         value_range: What the pixel values 0 and 255 become. Google's files take
-            (-1, 1), MIIL's (0, 1).
+            (-1, 1), MIIL's (0, 1). One such pair, or one for each channel.
         transform: `"resize_crop"`, resize without keeping the aspect ratio, then crop
-            the centre (paper, appendix C, (i)); `"resmall_crop"`, resize the shorter
-            side, then crop the centre (ii); `"resize"`, resize to the model's size.
-        interpolation: `"bilinear"` or `"area"`, neither with antialiasing.
+            the centre (paper, appendix C, (i); "squash" in timm); `"resmall_crop"`,
+            resize the shorter side, then crop the centre ((ii); "center" in timm);
+            `"resize_pad"`, resize the longer side, then crop or pad to the model's size
+            ("border" in timm); `"resize"`, resize to the model's size.
+        interpolation: `"bilinear"` or `"area"`, neither with antialiasing; for Pillow
+            `"bilinear"`, `"bicubic"`, `"lanczos"`, `"box"` or `"hamming"`, all with
+            antialiasing, or `"nearest"`.
         crop_fraction: Edge of the crop over the edge it is cropped from, 224 / 256.
+        library: Whose resizing it is: `"tensorflow"`, of the official evaluations,
+            with values between the grey levels; `"pillow"`, of timm and torchvision,
+            rounded to whole grey levels. Only Pillow knows `"resize_pad"`.
 
     Raises:
         ValueError: If an argument is out of its range.
     """
 
-    value_range: tuple[float, float] = (-1.0, 1.0)
+    value_range: Range | tuple[Range, ...] = (-1.0, 1.0)
     transform: str = "resmall_crop"
     interpolation: str = "bilinear"
     crop_fraction: float = 0.875
+    library: str = "tensorflow"
 
-    def __post_init__(self):
-        pair = self.value_range
-        if (
-            not isinstance(pair, (tuple, list))
-            or len(pair) != 2
-            or not all(_is_real(value) for value in pair)
-            or not -np.inf < pair[0] < pair[1] < np.inf
-        ):
-            raise ValueError(
-                "`value_range` must be two finite numbers, the lower one first. "
-                f"Received: value_range={pair!r}"
-            )
-        _check_choice("transform", self.transform, TRANSFORMS)
-        _check_choice("interpolation", self.interpolation, INTERPOLATIONS)
+    def __post_init__(self) -> None:
+        ranges = _as_ranges(self.value_range)
+        _check_choice("library", self.library, tuple(_TRANSFORMS))
+        where = f" with library={self.library!r}"
+        _check_choice("transform", self.transform, _TRANSFORMS[self.library], where)
+        _check_choice(
+            "interpolation", self.interpolation, _INTERPOLATIONS[self.library], where
+        )
         if not _is_real(self.crop_fraction) or not 0 < self.crop_fraction <= 1:
             raise ValueError(
                 "`crop_fraction` must lie in (0, 1]. "
                 f"Received: crop_fraction={self.crop_fraction!r}"
             )
         # JSON turns tuples to lists; equal records must stay equal and hashable.
-        object.__setattr__(self, "value_range", (float(pair[0]), float(pair[1])))
+        one = len(set(ranges)) == 1
+        object.__setattr__(self, "value_range", ranges[0] if one else ranges)
         object.__setattr__(self, "crop_fraction", float(self.crop_fraction))
 
     @property
-    def scale(self):
-        """The factor in `pixels * scale + offset`, which maps to `value_range`."""
-        low, high = self.value_range
-        return (high - low) / 255
+    def ranges(self) -> tuple[Range, ...]:
+        """`value_range` as pairs: one for all channels, or one for each."""
+        return _as_ranges(self.value_range)
 
     @property
-    def offset(self):
-        """The summand in `pixels * scale + offset`."""
-        return self.value_range[0]
+    def scale(self) -> float | tuple[float, ...]:
+        """The factor in `pixels * scale + offset`, which maps to `value_range`."""
+        scales = tuple((high - low) / 255 for low, high in self.ranges)
+        return scales[0] if len(scales) == 1 else scales
 
-    def to_dict(self):
+    @property
+    def offset(self) -> float | tuple[float, ...]:
+        """The summand in `pixels * scale + offset`."""
+        offsets = tuple(low for low, _ in self.ranges)
+        return offsets[0] if len(offsets) == 1 else offsets
+
+    @property
+    def rescaling(self) -> dict[str, Any]:
+        """The arguments of the layer `keras.layers.Rescaling` that normalises."""
+        # Of three axes: Keras takes one alone for that of images with channels first
+        # wherever that is its setting, but a Mixer's images never have them first.
+        return {
+            name: value if isinstance(value, float) else [[list(value)]]
+            for name, value in (("scale", self.scale), ("offset", self.offset))
+        }
+
+    @property
+    def mean(self) -> tuple[float, ...]:
+        """What is subtracted from pixels in [0, 1], as PyTorch puts it.
+
+        `(pixels / 255 - mean) / std` is `pixels * scale + offset`.
+        """
+        return tuple(_rounded(-low / (high - low)) for low, high in self.ranges)
+
+    @property
+    def std(self) -> tuple[float, ...]:
+        """By what pixels in [0, 1] are divided, see `mean`."""
+        return tuple(_rounded(1 / (high - low)) for low, high in self.ranges)
+
+    @property
+    def fill(self) -> tuple[int, ...]:
+        """The grey levels that `"resize_pad"` pads with: those nearest to the mean."""
+        return tuple(min(max(round(255 * mean), 0), 255) for mean in self.mean)
+
+    def normalize(self, pixels: NDArray[Any]) -> NDArray[Any]:
+        """Return floats in [0, 255] `(..., channels)` mapped to `value_range`."""
+        scale, offset = (
+            np.asarray(value, pixels.dtype) for value in (self.scale, self.offset)
+        )
+        return pixels * scale + offset
+
+    def check_channels(self, channels: int) -> None:
+        """Raise a `ValueError` unless the record is for images of so many channels."""
+        if len(self.ranges) not in (1, channels):
+            raise ValueError(
+                "`preprocessing` must have one value range, or one per channel. "
+                f"Received: {len(self.ranges)} ranges for {channels} channels"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
         """Return the record as a dictionary of JSON types."""
-        return {**asdict(self), "value_range": list(self.value_range)}
+        ranges = [list(pair) for pair in self.ranges]
+        config = {**asdict(self), "value_range": ranges}
+        if len(ranges) == 1:
+            config["value_range"] = ranges[0]
+        if self.library == "tensorflow":  # older versions know no other
+            del config["library"]
+        return config
 
     @classmethod
-    def from_dict(cls, config):
+    def from_dict(cls, config: dict[str, Any]) -> "Preprocessing":
         """Return the record that `to_dict` wrote; missing entries take the default."""
         known = {field.name for field in fields(cls)}
         if unknown := sorted(set(config) - known):
@@ -102,7 +173,7 @@ def prepare_images(
     images: Any,
     record: Preprocessing,
     image_shape: tuple[int, int, int],
-    value_range: tuple[float, float] = (0.0, 255.0),
+    value_range: Range | tuple[Range, ...] = (0.0, 255.0),
 ) -> NDArray[np.float32]:
     """Return images resized and cropped as a record says, as one batch.
 
@@ -110,7 +181,7 @@ def prepare_images(
         images: As in `keras_mixer.preprocess`.
         record: How they are resized and cropped.
         image_shape: `(height, width, channels)` of the result.
-        value_range: What the pixel values 0 and 255 become.
+        value_range: What the pixel values 0 and 255 become, for all channels or each.
 
     Returns:
         Float32 array `(batch, height, width, channels)`.
@@ -124,12 +195,11 @@ def prepare_images(
     images = _as_list(images)
     _check_values([image for image in images if isinstance(image, np.ndarray)])
     pixels: NDArray[np.float32] = np.stack(
-        [_fit(_to_array(image, channels), (height, width), record) for image in images]
+        [fit(_to_array(image, channels), (height, width), record) for image in images]
     )
-    low, high = value_range
-    if (low, high) == (0, 255):
+    if value_range == (0, 255):
         return pixels
-    return pixels * np.float32((high - low) / 255) + np.float32(low)
+    return Preprocessing(value_range).normalize(pixels)
 
 
 def printable(path: str | bytes | os.PathLike) -> str:
@@ -345,9 +415,19 @@ def _eight_bits(image: Any, file_format: str | None) -> Any:
     return None if image.mode.startswith(("I", "F")) else image
 
 
-def _fit(image, size, record):
-    """Return `image` resized and cropped to `size`, float32."""
-    resized = size
+def fit(
+    image: NDArray[Any], size: tuple[int, int], record: Preprocessing
+) -> NDArray[np.float32]:
+    """Return `image` `(height, width, channels)` as `record` fits it to `size`."""
+    if record.library == "pillow":
+        return _fit_like_timm(image, size, record)
+    return _fit_like_tensorflow(image, size, record)
+
+
+def _fit_like_tensorflow(
+    image: NDArray[Any], size: tuple[int, int], record: Preprocessing
+) -> NDArray[np.float32]:
+    resized: tuple[int, ...] = size
     if record.transform != "resize":
         resized = tuple(round(edge / record.crop_fraction) for edge in size)
     if record.transform == "resmall_crop":
@@ -394,6 +474,85 @@ def _area_matrix(in_size, out_size, start=0, stop=None):
     return (np.maximum(overlaps, 0) / scale).astype("float32")
 
 
+def _fit_like_timm(
+    image: NDArray[Any], size: tuple[int, int], record: Preprocessing
+) -> NDArray[np.float32]:
+    """Return `image` as timm fits it to `size`: whole grey levels stay whole.
+
+    Source: `CenterCropOrPad` in `timm/data/transforms.py`; torchvision's `CenterCrop`.
+    """
+    resized = _pillow_size(
+        (image.shape[0], image.shape[1]), size, record.transform, record.crop_fraction
+    )
+    pixels = _resize_with_pillow(image, resized, record.interpolation)
+    result = np.full((*size, pixels.shape[2]), record.fill, "float32")
+    rows, columns = map(_overlap, resized, size)
+    result[rows[1], columns[1]] = pixels[rows[0], columns[0]]
+    return result
+
+
+def _pillow_size(
+    image_size: tuple[int, int],
+    size: tuple[int, int],
+    transform: str,
+    crop_fraction: float,
+) -> tuple[int, int]:
+    """Return the `(height, width)` to which timm resizes before it crops to `size`.
+
+    Source: `transforms_imagenet_eval` in `timm/data/transforms_factory.py`;
+    `ResizeKeepRatio` in `timm/data/transforms.py`; `Resize` of torchvision.
+    """
+    if transform == "resize":
+        return size
+    height, width = (math.floor(edge / crop_fraction) for edge in size)
+    if transform == "resize_crop":
+        return height, width
+    rows, columns = image_size
+    if transform == "resmall_crop" and height == width:  # torchvision's `Resize`
+        longer = int(height * max(image_size) / min(image_size))
+        return (height, longer) if rows <= columns else (longer, height)
+    ratios = rows / height, columns / width
+    ratio = max(ratios) if transform == "resize_pad" else min(ratios)
+    return max(round(rows / ratio), 1), max(round(columns / ratio), 1)
+
+
+def _overlap(resized: int, edge: int) -> tuple[slice, slice]:
+    """Return what is taken of a resized edge, and where it goes in the result."""
+    if resized < edge:
+        start = (edge - resized) // 2
+        return slice(None), slice(start, start + resized)
+    start = round((resized - edge) / 2)
+    return slice(start, start + edge), slice(None)
+
+
+def _resize_with_pillow(
+    image: NDArray[Any], size: tuple[int, int], interpolation: str
+) -> NDArray[Any]:
+    """Return the image at another size, uint8 if its values are whole numbers."""
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise ImportError(
+            "The images of this checkpoint are resized by Pillow, as in timm: "
+            "pip install 'keras-mixer[plot]'"
+        ) from error
+
+    def resize(picture: "Image.Image") -> NDArray[Any]:
+        method = Image.Resampling[interpolation.upper()]
+        return np.asarray(picture.resize(size[::-1], method))
+
+    whole = image.dtype.kind != "f" or np.array_equal(image, np.rint(image))
+    image = image.astype("uint8" if whole else "float32", copy=False)
+    if whole and image.shape[2] == 3:
+        return resize(Image.fromarray(np.ascontiguousarray(image)))
+    channels = [
+        resize(Image.fromarray(np.ascontiguousarray(channel)))
+        for channel in np.moveaxis(image, 2, 0)
+    ]
+    # Cubic and Lanczos weights are negative in part: floats may leave the range.
+    return np.clip(np.stack(channels, axis=2), 0, 255)
+
+
 def _to_numpy(array):
     if isinstance(array, np.ndarray):
         return array
@@ -419,9 +578,40 @@ def _is_real(value):
     return isinstance(value, Real) and not isinstance(value, bool)
 
 
-def _check_choice(name, value, choices):
+def _as_ranges(value_range: Any) -> tuple[Range, ...]:
+    """Return pairs of floats: one for all channels, or one for each."""
+
+    def is_range(pair: Any) -> bool:
+        return (
+            isinstance(pair, (tuple, list))
+            and len(pair) == 2
+            and all(_is_real(value) for value in pair)
+            and bool(-np.inf < pair[0] < pair[1] < np.inf)
+        )
+
+    pairs = [value_range] if is_range(value_range) else value_range
+    if (
+        not isinstance(pairs, (tuple, list))
+        or not pairs
+        or not all(is_range(pair) for pair in pairs)
+    ):
+        raise ValueError(
+            "`value_range` must be two finite numbers, the lower one first, or one "
+            f"such pair for each channel. Received: value_range={value_range!r}"
+        )
+    return tuple((float(low), float(high)) for low, high in pairs)
+
+
+def _rounded(number: float) -> float:
+    """Return a number as it was written, before float arithmetic touched it."""
+    return float(f"{number:.12g}") + 0.0  # no negative zero
+
+
+def _check_choice(
+    name: str, value: object, choices: tuple[str, ...], where: str = ""
+) -> None:
     if value not in choices:
         raise ValueError(
-            f"`{name}` must be one of {', '.join(map(repr, choices))}. "
+            f"`{name}` must be one of {', '.join(map(repr, choices))}{where}. "
             f"Received: {name}={value!r}"
         )

@@ -70,6 +70,29 @@ def test_the_record_survives_json():
     assert Preprocessing.from_dict({}) == Preprocessing()
 
 
+def test_a_range_by_channel():
+    record = Preprocessing(((-1, 1), (0, 1), (-0.5, 2)))
+    pixels = np.array([0, 255, 51], "float32")
+    assert_allclose(record.normalize(pixels), [-1, 1, 0], atol=1e-7)
+    assert record.normalize(pixels).dtype == "float32"
+    assert record.mean == (0.5, 0, 0.2) and record.std == (0.5, 1, 0.4)
+    restored = Preprocessing.from_dict(json.loads(json.dumps(record.to_dict())))
+    assert restored == record and hash(restored) == hash(record)
+    assert Preprocessing([[0, 1], [0, 1]]) == Preprocessing((0, 1))
+    takes = model((4, 4, 3), value_range=record.value_range)
+    images = np.full((1, 2, 2, 3), [0, 255, 51], "uint8")
+    assert_allclose(preprocess(images, takes)[0, 0, 0], [-1, 1, 0], atol=1e-7)
+
+
+def test_records_of_before_are_written_as_they_were():
+    assert Preprocessing().to_dict() == {
+        "value_range": [-1.0, 1.0],
+        "transform": "resmall_crop",
+        "interpolation": "bilinear",
+        "crop_fraction": 0.875,
+    }
+
+
 def test_from_dict_refuses_unknown_entries():
     with pytest.raises(ValueError, match=r"does not know: \['mean'\].*Received:"):
         Preprocessing.from_dict({"mean": 0.5})
@@ -85,6 +108,10 @@ def test_from_dict_refuses_unknown_entries():
         ("value_range", (0, 1, 2)),
         ("value_range", ("0", "1")),
         ("value_range", 1.0),
+        ("value_range", ((0, 1), (1, 0))),
+        ("value_range", ()),
+        ("library", "torch"),
+        ("transform", "resize_pad"),
         ("transform", "crop"),
         ("transform", None),
         ("interpolation", "bicubic"),
@@ -114,6 +141,41 @@ def test_bilinear_does_not_smooth_when_it_shrinks():
     image = np.array([[0, 10, 20, 200, 40, 50, 60, 70]], "uint8")
     result = preprocess(image, plain(image_size=2))  # centres at 1.5 and 5.5
     assert_array_equal(result[0, 0, :, 0], [15.0, 55.0])
+
+
+def test_pillow_smooths_what_it_shrinks_to_whole_grey_levels():
+    image = np.array([[0, 10, 20, 201], [0, 10, 20, 201]], "uint8")
+    takes = plain(image_size=2, library="pillow", interpolation="box")
+    result = preprocess(image, takes)
+    assert_array_equal(result[0, 0, :, 0], [5, 111])  # 110.5 is rounded up
+    assert_array_equal(preprocess(image.astype("float64"), takes), result)
+    # Between the levels, nothing is rounded.
+    assert_allclose(preprocess(image + 0.25, takes)[0, 0, :, 0], [5.25, 110.75])
+
+
+def test_pillow_pads_with_the_mean_or_crops_the_centre():
+    image = np.full((4, 2, 3), 100, "uint8")
+    record = {"library": "pillow", "transform": "resize_pad", "crop_fraction": 1}
+    ranges = ((-1, 1), (0, 1), (-0.5, 2))
+    result = preprocess(image, checkpoint(value_range=ranges, **record))[0]
+    assert_array_equal(result[:, 1:3], np.full((4, 2, 3), 100))
+    assert_array_equal(result[:, [0, 3]], np.full((4, 2, 3), [128, 0, 51]))
+    record["crop_fraction"] = 0.5  # resized to 8 x 4
+    result = preprocess(image, checkpoint(value_range=ranges, **record))[0]
+    assert_array_equal(result, np.full((4, 4, 3), 100))
+
+
+def test_pillow_takes_any_number_of_channels():
+    image = photo(9, 13, 5)
+    takes = model((4, 6, 5), normalized=True, library="pillow", interpolation="bicubic")
+    whole = preprocess(image, takes)[0]
+    for channel in range(5):
+        one = model(
+            (4, 6, 1), normalized=True, library="pillow", interpolation="bicubic"
+        )
+        assert_array_equal(
+            preprocess(image[..., channel], one)[0, :, :, 0], whole[..., channel]
+        )
 
 
 def test_area_is_the_mean_of_what_a_pixel_covers():

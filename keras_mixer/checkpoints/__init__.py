@@ -46,6 +46,8 @@ from keras_mixer.checkpoints.records import (
     list_checkpoints,
     weights_path,
 )
+from keras_mixer.checkpoints.timm_repository import CROP_MODES, TIMM_WEIGHTS
+from keras_mixer.checkpoints.timm_weights import write_timm
 from keras_mixer.checkpoints.weight_files import (
     WEIGHT_ENDINGS,
     read_shapes,
@@ -57,6 +59,7 @@ __all__ = [
     "CARD",
     "CHECKSUMS",
     "CONFIG",
+    "CROP_MODES",
     "Checkpoint",
     "Fetch",
     "HubFile",
@@ -64,6 +67,7 @@ __all__ = [
     "MAX_CONFIG_SIZE",
     "MAX_PARAMETERS",
     "METADATA",
+    "TIMM_WEIGHTS",
     "WEIGHTS",
     "WEIGHT_ENDINGS",
     "activations",
@@ -91,4 +95,5 @@ __all__ = [
     "weights_path",
     "with_retries",
     "write_official",
+    "write_timm",
 ]

@@ -130,23 +130,33 @@ def to_official(weights: Mapping[str, Any]) -> Arrays:
     """Return `weights` (our names) under the official names, sorted, as float32.
 
     Raises:
-        ValueError: If the weights are not those of one whole Mixer, or not finite.
+        ValueError: As in `check_whole`.
     """
-    dims = describe(weights)
-    names = _names(OFFICIAL, dims["num_blocks"], head=dims["num_classes"] > 0)
-    lines = differences(shapes_of(weights), weight_shapes(**dims), "a Mixer")
-    if lines:
-        raise ValueError(f"These are not the weights of one Mixer.\n{lines}")
-    official = {
+    dims = check_whole(weights)
+    names = names_of(OFFICIAL, dims["num_blocks"], head=dims["num_classes"] > 0)
+    return {
         theirs: np.ascontiguousarray(weights[ours], dtype=np.float32)
         for ours, theirs in sorted(names.items(), key=lambda pair: pair[1])
     }
-    for name, array in official.items():
+
+
+def check_whole(weights: Mapping[str, Any]) -> dict[str, int]:
+    """Return the sizes of the Mixer of `weights` (our names), after all is checked.
+
+    Raises:
+        ValueError: If the weights are not those of one whole Mixer, or not finite in
+            float32.
+    """
+    shapes = shapes_of(weights)
+    dims = describe_shapes(shapes)
+    if lines := differences(shapes, weight_shapes(**dims), "a Mixer"):
+        raise ValueError(f"These are not the weights of one Mixer.\n{lines}")
+    for name, array in weights.items():
         try:
-            check_finite(array)
+            check_finite(np.asarray(array, dtype=np.float32))
         except ValueError as error:
             raise ValueError(f"Cannot write array {name!r}: {error}") from error
-    return official
+    return dims
 
 
 def check_finite(array: npt.NDArray[Any]) -> None:
@@ -207,7 +217,7 @@ def match_names(file_names: Iterable[str], layout: Layout) -> dict[str, str]:
     if gaps:
         raise ValueError(f"block {min(gaps)} is missing, block {max(numbers)} is there")
     head = any(name.startswith("head") for name in file_names)
-    names = _names(layout, len(numbers), head=head)
+    names = names_of(layout, len(numbers), head=head)
     lines = differences(
         dict.fromkeys(file_names), dict.fromkeys(names.values()), "a Mixer"
     )
@@ -216,7 +226,7 @@ def match_names(file_names: Iterable[str], layout: Layout) -> dict[str, str]:
     return names
 
 
-def _names(layout: Layout, num_blocks: int, *, head: bool) -> dict[str, str]:
+def names_of(layout: Layout, num_blocks: int, *, head: bool) -> dict[str, str]:
     """Return our name -> the file's name, for all arrays of a Mixer."""
     names = {}
     for ours, theirs in layout.layers.items():

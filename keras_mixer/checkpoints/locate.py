@@ -21,6 +21,7 @@ from keras_mixer.checkpoints.manifest import (
     read_checksums,
     read_config,
 )
+from keras_mixer.checkpoints.timm_repository import open_timm
 from keras_mixer.files import NoSuchFileError, mismatch
 from keras_mixer.variants import parameter_count
 
@@ -66,6 +67,9 @@ def read_published(source: object, read: Callable[[Fetch, str], _Result]) -> _Re
 def open_repository(fetch: Fetch, source: str) -> tuple[Entry, Path]:
     """Return the `Entry` of a published model and the path of its weights.
 
+    A repository of this package is recognised by its checksums, one of timm by its
+    config.
+
     Args:
         fetch: How a file of the repository is found.
         source: What to call the repository in messages.
@@ -77,7 +81,11 @@ def open_repository(fetch: Fetch, source: str) -> tuple[Entry, Path]:
     try:
         path = fetch(CHECKSUMS, max_size=MAX_CHECKSUMS_SIZE)
     except NoSuchFileError as error:
-        raise not_ours(source, f"it has no {CHECKSUMS}") from error
+        if opened := open_timm(fetch, source):
+            return opened
+        raise not_ours(
+            source, f"it has no {CHECKSUMS}, and no {CONFIG} of a model of timm"
+        ) from error
     checksums = read_checksums(path, source)
     path = fetch(CONFIG, **checksums[CONFIG], max_size=MAX_CONFIG_SIZE)
     entry = read_config(path, source)

@@ -124,11 +124,11 @@ def read_config(path: Path, source: str) -> Entry:
     Raises:
         ValueError: If it is not one that this package writes.
     """
-    with _naming(source, path):
-        config = _read_json(path, MAX_CONFIG_SIZE)
+    with naming(source, path):
+        config = read_json(path, MAX_CONFIG_SIZE)
     if "keras_mixer" not in config:
         raise not_ours(source, f"its {CONFIG} has no entry `keras_mixer`")
-    with _naming(source, path):
+    with naming(source, path):
         return _check_entry(config["keras_mixer"])
 
 
@@ -138,8 +138,8 @@ def read_checksums(path: Path, source: str) -> dict[str, dict[str, Any]]:
     Raises:
         ValueError: If it is not one that this package writes.
     """
-    with _naming(source, path):
-        checksums = _read_json(path, MAX_CHECKSUMS_SIZE)
+    with naming(source, path):
+        checksums = read_json(path, MAX_CHECKSUMS_SIZE)
         for name in {CONFIG, WEIGHTS, *checksums}:
             _check_types(checksums.get(name), {"sha256": (str,), "size": (int,)})
         return checksums
@@ -166,7 +166,7 @@ def _check_entry(entry: Any) -> Entry:
             f"its name cannot be that of a model: 1 to {_MAX_NAME} characters and no "
             f"slash are allowed. Received: {len(name)} characters, {name[:80]!r}"
         )
-    _check_architecture(architecture)
+    check_architecture(architecture)
     _check_labels(labels, architecture["num_classes"])
     preprocessing = Preprocessing.from_dict(entry["preprocessing"])
     _check_preprocessing(preprocessing)
@@ -174,7 +174,8 @@ def _check_entry(entry: Any) -> Entry:
     return Entry(name, architecture, preprocessing, tuple(labels) if labels else None)
 
 
-def _check_architecture(architecture: dict[str, Any]) -> None:
+def check_architecture(architecture: dict[str, Any]) -> None:
+    """Raise a `ValueError` unless these are the arguments of a model of sane size."""
     _check_types(architecture, _ARCHITECTURE)
     shape = architecture["input_shape"]
     if len(shape) != 3 or any(type(size) is not int for size in shape):
@@ -205,8 +206,11 @@ def _check_labels(labels: Any, num_classes: int) -> None:
 def _check_preprocessing(record: Preprocessing) -> None:
     """Check what the record alone allows, but no image could be prepared with."""
     with np.errstate(over="ignore", invalid="ignore"):
-        numbers = np.array([*record.value_range, record.scale], np.float32)
-    if not np.isfinite(numbers).all() or not numbers[2] > 0:
+        ranges = np.array(record.ranges, np.float32)
+        scales = np.array(record.scale, np.float32)
+    if not (np.isfinite(ranges).all() and np.isfinite(scales).all()) or not (
+        scales.min() > 0
+    ):
         raise ValueError(
             "its value range must be of two numbers that float32 holds and tells "
             f"apart. Received: {record.value_range}"
@@ -227,7 +231,7 @@ def _check_types(value: Any, types: Mapping[str, tuple[type, ...]]) -> None:
             raise ValueError(f"{key} is of type {type(value[key]).__name__}")
 
 
-def _read_json(path: Path, max_size: int) -> dict[str, Any]:
+def read_json(path: Path, max_size: int) -> dict[str, Any]:
     """Return the object in a JSON file of bounded size."""
     value = json.loads(
         read_bounded(path, max_size).decode(),
@@ -251,7 +255,7 @@ def _finite(text: str) -> float:
 
 
 @contextlib.contextmanager
-def _naming(source: str, path: Path) -> Iterator[None]:
+def naming(source: str, path: Path) -> Iterator[None]:
     """Turn whatever goes wrong inside into a `ValueError` that names the file."""
     try:
         yield

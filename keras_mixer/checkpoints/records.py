@@ -93,9 +93,11 @@ class Checkpoint:
 _GOOGLE_IMAGES = Preprocessing(
     value_range=(-1, 1), transform="resmall_crop", interpolation="area"
 )
-# As in timm, apart from its antialiasing.
 _MIIL_IMAGES = Preprocessing(
-    value_range=(0, 1), transform="resmall_crop", interpolation="bilinear"
+    value_range=(0, 1),
+    transform="resmall_crop",
+    interpolation="bilinear",
+    library="pillow",  # as in timm, whose accuracies these are
 )
 
 _OFFICIAL_ORIGINS = {

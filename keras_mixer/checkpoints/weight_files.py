@@ -6,6 +6,7 @@ and shapes are read and compared first; only then is memory taken for numbers.
 
 import contextlib
 import errno
+import json
 import math
 import os
 import re
@@ -35,11 +36,16 @@ from keras_mixer.checkpoints.convert import (
     to_official,
 )
 from keras_mixer.checkpoints.hdf5_files import look_at
-from keras_mixer.files import atomic_write, open_regular
+from keras_mixer.files import atomic_write, open_regular, read_bounded
 from keras_mixer.variants import weight_shapes
 
 # What `weights=` recognises as a path.
-WEIGHT_ENDINGS = (".npz", ".safetensors", ".weights.h5")
+WEIGHT_ENDINGS = (
+    ".npz",
+    ".safetensors",
+    ".weights.h5",
+    ".safetensors.index.json",
+)
 
 # NumPy has no bfloat16: an `.npz` holds it as two opaque bytes.
 _BFLOAT16 = np.dtype("V2")
@@ -62,6 +68,8 @@ _NPY_HEADER = re.compile(
 
 _MAX_BYTES = 8 * 2**30  # four times the largest Mixer; a zip bomb declares more
 _MAX_HEADER = 8 * 2**20  # of an `.npy` or a `.safetensors`; a Mixer's takes 1 MiB
+_MAX_INDEX = 4 * 2**20
+_SHARD = re.compile(r"\w[\w.-]*\.safetensors", re.ASCII)
 _CHUNK = 2**18  # numbers handled at once; small enough to stay in the cache
 
 # Of the disk or the network, not of what is in the file.
@@ -108,8 +116,9 @@ def read_weights(
     off. Half, single, double precision and bfloat16 become float32.
 
     Args:
-        path: An official `.npz`, a `.safetensors` with the names of timm, or a
-            `.weights.h5` of a Mixer that is not quantized.
+        path: An official `.npz`, a `.safetensors` with the names of timm or the index
+            of several (`.safetensors.index.json`), or a `.weights.h5` of a Mixer that
+            is not quantized.
         names: Our names of the arrays to read; `None` for all.
 
     Returns:
@@ -178,13 +187,15 @@ def _open(
         ending = next((end for end in WEIGHT_ENDINGS if path.name.endswith(end)), None)
     if ending is None:
         raise ValueError(
-            "A weight file ends in `.npz` (official layout), `.safetensors` (timm "
-            f"layout) or `.weights.h5` (Keras). Received: {str(path)!r}"
+            "A weight file ends in `.npz` (official layout), `.safetensors` or "
+            "`.safetensors.index.json` (timm layout), or `.weights.h5` (Keras). "
+            f"Received: {str(path)!r}"
         )
     openers = {
         ".npz": _open_npz,
         ".safetensors": _open_safetensors,
         ".weights.h5": _open_h5,
+        ".safetensors.index.json": _open_index,
     }
     with open_regular(path) as file, _naming(f"Cannot read {str(path)!r}"):
         _check_kind(file, ending)
@@ -334,6 +345,55 @@ def _stored_npy(
 
 @contextlib.contextmanager
 def _open_safetensors(file: BinaryIO, path: Path) -> Iterator[_Contents]:
+    yield _by_our_names(_stored_tensors(file, path)), TIMM
+
+
+@contextlib.contextmanager
+def _open_index(file: BinaryIO, path: Path) -> Iterator[_Contents]:
+    """Give the arrays of the files that an index names."""
+    stored: dict[str, _Stored] = {}
+    with contextlib.ExitStack() as files:
+        for name, arrays in read_index(path).items():
+            with _naming(f"file {name!r}"):
+                part_path = path.with_name(name)
+                part = files.enter_context(open_regular(part_path))
+                _check_kind(part, ".safetensors")
+                of_part = _stored_tensors(part, part_path)
+                if differing := sorted(of_part.keys() ^ arrays):
+                    raise ValueError(f"it and the index differ in {differing[:5]}")
+            stored |= of_part
+        yield _by_our_names(stored), TIMM
+
+
+def read_index(path: Path) -> dict[str, set[str]]:
+    """Return filename -> names of its arrays of a `.safetensors.index.json`.
+
+    Raises:
+        ValueError: If it is not such an index, or names a file in another folder.
+    """
+    index = json.loads(read_bounded(path, _MAX_INDEX))
+    names = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(names, dict) or not names:
+        raise ValueError("the index has no object `weight_map`")
+    files: dict[str, set[str]] = {}
+    for name, file in names.items():
+        if not isinstance(file, str) or not _SHARD.fullmatch(file):
+            raise ValueError(
+                "the index must name `.safetensors` files beside it. Received: "
+                f"{str(file)[:100]!r}"
+            )
+        files.setdefault(file, set()).add(name)
+    return files
+
+
+def _by_our_names(stored: dict[str, _Stored]) -> dict[str, _Stored]:
+    prefix = common_prefix(stored, TIMM)
+    names = match_names([name.removeprefix(prefix) for name in stored], TIMM)
+    return {ours: stored[f"{prefix}{theirs}"] for ours, theirs in names.items()}
+
+
+def _stored_tensors(file: BinaryIO, path: Path) -> dict[str, _Stored]:
+    """Return the arrays of a `.safetensors` by the names there."""
     from safetensors import safe_open
 
     header_size = int.from_bytes(file.read(8), "little")
@@ -350,17 +410,14 @@ def _open_safetensors(file: BinaryIO, path: Path) -> Iterator[_Contents]:
             name: (info.get_dtype(), tuple(info.get_shape()))
             for name, info in slices.items()
         }
-    prefix = common_prefix(header, TIMM)
-    names = match_names([name.removeprefix(prefix) for name in header], TIMM)
-    ours = {f"{prefix}{theirs}": name for name, theirs in names.items()}
     stored = {}
     offset = 8 + header_size
     for name, (kind, shape) in header.items():
         with _naming(f"array {name!r}"):
             dtype = _check_float(kind, _SAFETENSORS_FLOATS)
-            stored[ours[name]] = _stored_tensor(file, name, dtype, shape, offset)
+            stored[name] = _stored_tensor(file, name, dtype, shape, offset)
         offset += math.prod(shape) * dtype.itemsize
-    yield stored, TIMM
+    return stored
 
 
 def _stored_tensor(

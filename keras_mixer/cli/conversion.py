@@ -28,9 +28,9 @@ _SOURCE = (
     "an official .npz, a timm .safetensors, a .weights.h5, a .keras, a folder of a "
     "published model, or hf://owner/name[@revision]"
 )
-_FILES = (".npz", ".weights.h5", ".keras")
+_FILES = (".npz", ".safetensors", ".weights.h5", ".keras")
 # Of files that nobody would expect to become a folder.
-_NOT_WRITTEN = (".safetensors", ".h5", ".npy", ".onnx", ".pt", ".pth")
+_NOT_WRITTEN = (".h5", ".npy", ".onnx", ".pt", ".pth")
 
 
 def add(commands: "Commands") -> None:
@@ -58,7 +58,8 @@ def _add_convert(commands: "Commands") -> None:
     command.add_argument(
         "target",
         metavar="TARGET",
-        help="an official .npz, a .weights.h5, a .keras, or else a folder",
+        help="an official .npz, a timm .safetensors, a .weights.h5, a .keras, or else "
+        "a folder",
     )
     _add_overrides(command)
     add_labels(command)
@@ -121,6 +122,11 @@ def _add_publish(commands: "Commands") -> None:
         help="what it was trained on, by its name on the Hub; may be repeated",
     )
     command.add_argument(
+        "--timm",
+        action="store_true",
+        help="let timm read the repository, too: adds model.safetensors",
+    )
+    command.add_argument(
         "--dry-run", metavar="FOLDER", help="write the files there, send nothing"
     )
 
@@ -154,8 +160,10 @@ def _add_overrides(command: "Group") -> None:
         "--value-range",
         nargs=2,
         type=number(),
+        action="append",
         metavar=("LO", "HI"),
-        help="what the pixel values 0 and 255 become (default: -1 1)",
+        help="what the pixel values 0 and 255 become (default: -1 1); may be repeated, "
+        "once for each channel",
     )
 
 
@@ -164,7 +172,7 @@ def _overrides(options: argparse.Namespace) -> dict[str, Any]:
     return {
         "input_shape": options.input_shape and tuple(options.input_shape),
         "approximate_gelu": options.approximate_gelu,
-        "value_range": options.value_range and tuple(options.value_range),
+        "value_range": options.value_range and tuple(map(tuple, options.value_range)),
     }
 
 
@@ -174,19 +182,22 @@ def _as_options(overrides: dict[str, Any]) -> str:
     for name, value in overrides.items():
         if name == "approximate_gelu":
             words.append("--tanh-gelu" if value else "--exact-gelu")
-        else:
-            numbers = [f"{each:g}" for each in value]
-            words += [f"--{name.replace('_', '-')}", *numbers]
+            continue
+        several = value if isinstance(value[0], tuple) else (value,)  # of each channel
+        for numbers in several:
+            words.append(f"--{name.replace('_', '-')}")
+            words += [f"{each:.12g}" for each in numbers]
     return " ".join(words)
 
 
 def _check_read(options: argparse.Namespace, source: str) -> None:
     check_model_source(source, "SOURCE")
-    if options.value_range and not options.value_range[0] < options.value_range[1]:
-        raise UsageError(
-            "--value-range must be two numbers, the lower one first. Received: "
-            + " ".join(f"{value:g}" for value in options.value_range)
-        )
+    for low, high in options.value_range or ():
+        if not low < high:
+            raise UsageError(
+                "--value-range must be two numbers, the lower one first. "
+                f"Received: {low:g} {high:g}"
+            )
     if getattr(options, "labels", None):
         check_file(options.labels, "--labels")
 
@@ -195,7 +206,8 @@ def _check_convert(options: argparse.Namespace) -> None:
     target, path = options.target, Path(options.target)
     if target.endswith(_NOT_WRITTEN) and not target.endswith(_FILES):
         raise UsageError(
-            "TARGET must end in .npz, .weights.h5 or .keras, or be a folder. "
+            "TARGET must end in .npz, .safetensors, .weights.h5 or .keras, or be a "
+            "folder. "
             f"Received: {target!r}"
         )
     check_writable(target, "TARGET", folder=not target.endswith(_FILES))
@@ -269,6 +281,7 @@ def _publish(options: argparse.Namespace) -> None:
     model = _read_source(options)
     print(verify(model))
     facts: dict[str, Any] = {
+        "timm": options.timm,
         "licence": options.licence,
         "datasets": options.dataset,
         "provenance": {

@@ -7,7 +7,7 @@ their channels.
 
 from typing import TYPE_CHECKING, Any
 
-from keras_mixer.preprocessing import Preprocessing
+from keras_mixer.preprocessing import Preprocessing, fit
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -88,6 +88,14 @@ def fitted(
     """
     import tensorflow as tf
 
+    if record.library == "pillow":  # by Pillow itself, as `preprocess` does
+        pixels = tf.numpy_function(
+            lambda pixels: fit(pixels, size, record),
+            [image],
+            tf.float32,
+            stateful=False,
+        )
+        return tf.ensure_shape(pixels, (*size, image.shape[-1]))
     resized: Any = size
     if record.transform != "resize":
         resized = [round(edge / record.crop_fraction) for edge in size]

@@ -50,10 +50,11 @@ class Job:
 
     @property
     def value_range(self) -> tuple[float, float]:
-        """What the pixel values 0 and 255 are for the file."""
+        """What the pixel values 0 and 255 are for the file, in any channel."""
         if self.mixer.config["include_preprocessing"]:
             return 0.0, 255.0
-        return self.mixer.preprocessing.value_range
+        lows, highs = zip(*self.mixer.preprocessing.ranges, strict=True)
+        return min(lows), max(highs)
 
 
 def write_onnx(job: Job, path: Path) -> None:

@@ -255,7 +255,7 @@ def _noise(model: MLPMixer) -> Images:
     """Return images of every value that a pixel can have."""
     pixels = np.random.default_rng(0).uniform(0, 255, (4, *model.input_shape[1:]))
     if not model.config["include_preprocessing"]:
-        pixels = pixels * model.preprocessing.scale + model.preprocessing.offset
+        pixels = model.preprocessing.normalize(pixels)
     return pixels.astype("float32")
 
 

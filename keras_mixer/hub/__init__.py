@@ -25,6 +25,7 @@ from keras_mixer.hub.publish import (
     from_pretrained,
     push_to_hub,
 )
+from keras_mixer.hub.timm_files import save_timm
 from keras_mixer.hub.verification import (
     Report,
     verify,
@@ -37,6 +38,7 @@ __all__ = [
     "push_to_hub",
     "read_model",
     "reading_arguments",
+    "save_timm",
     "verify",
     "write_card",
     "write_folder",

@@ -80,7 +80,7 @@ pixels = keras_mixer.preprocess("photo.jpg", model)
 {predict}
 ```
 
-Both compute the same, in float32.
+{timm}{same}
 
 ## Input
 
@@ -131,6 +131,21 @@ every other file here; `keras_mixer` checks them before it opens a file.
 """
 
 
+_TIMM = """\
+With [timm](https://github.com/huggingface/pytorch-image-models), in PyTorch, which
+prepares the images {resizing}:
+
+```python
+import timm
+
+model = timm.create_model("hf-hub:{repo_id}", pretrained=True).eval()
+data_config = timm.data.resolve_model_data_config(model)
+transform = timm.data.create_transform(**data_config)
+```
+
+"""
+
+
 def write_card(
     model: MLPMixer,
     *,
@@ -140,6 +155,7 @@ def write_card(
     metrics: Mapping[str, object] | None = None,
     base_model: str | None = None,
     provenance: Mapping[str, str] | None = None,
+    timm: bool = False,
 ) -> str:
     """Return the text of the card of a model.
 
@@ -152,6 +168,7 @@ def write_card(
         base_model: The repository on the Hub that it was fine-tuned from.
         provenance: What is known of its origin, by the keys of `PROVENANCE`. Text in
             backquotes is shown as code.
+        timm: Whether timm can read it, too.
 
     Raises:
         ValueError: If `repo_id` is not of the form owner/name.
@@ -168,7 +185,7 @@ def write_card(
         library_name="keras",
         license=without_paths(licence).lower(),
         pipeline_tag="image-classification",
-        tags=_TAGS,
+        tags=[*_TAGS, "timm"] if timm else _TAGS,
         datasets=datasets or None,
         metrics=[without_paths(name) for name in metrics or ()] or None,
         base_model=base_model,
@@ -184,6 +201,10 @@ def write_card(
         output=_output(config),
         parameters=parameter_count(config),
         predict=_PREDICT[_kind(model)],
+        timm=_TIMM.format(repo_id=repo_id, resizing=_timm_resizing(record))
+        if timm
+        else "",
+        same=_same(config, timm),
         normalization=_normalization(record, config["include_preprocessing"]),
         resizing=_resizing(record, height, width),
         architecture=_table(_architecture(config)),
@@ -245,27 +266,65 @@ def _output(config: dict[str, Any]) -> str:
     return f"the {kind} of {config['num_classes']} classes"
 
 
+def _timm_resizing(record: Preprocessing) -> str:
+    if record.library == "pillow":
+        return "as described below"
+    return "almost as described below (with antialiasing)"
+
+
+def _same(config: dict[str, Any], timm: bool) -> str:
+    if not timm:
+        return "Both compute the same, in float32."
+    after = config["classifier_activation"] not in (None, "linear")
+    return "All compute the same, in float32" + (
+        f"; timm returns logits, before the {config['classifier_activation']}."
+        if after
+        else "."
+    )
+
+
 def _normalization(record: Preprocessing, inside: bool) -> str:
-    low, high = record.value_range
+    ranges = [f"[{low:g}, {high:g}]" for low, high in record.ranges]
+    where = " and ".join(ranges) + (", by channel" if len(ranges) > 1 else "")
     if inside:
         return (
-            "Pixels in [0, 255], of any dtype. The model itself maps them to "
-            f"[{low:g}, {high:g}]."
+            f"Pixels in [0, 255], of any dtype. The model itself maps them to {where}."
         )
+    scales, offsets = (
+        ", ".join(f"{number:.6g}" for number in numbers)
+        for numbers in zip(
+            *(((high - low) / 255, low) for low, high in record.ranges), strict=True
+        )
+    )
+    if len(ranges) > 1:
+        scales, offsets = f"[{scales}]", f"[{offsets}]"
     return (
-        f"Pixels in [0, 255] that were mapped to [{low:g}, {high:g}], that is "
-        f"`pixels * {record.scale:.6g} + {record.offset:g}`. The model does not do it."
+        f"Pixels in [0, 255] that were mapped to {where}, that is "
+        f"`pixels * {scales} + {offsets}`. The model does not do it."
     )
 
 
 def _resizing(record: Preprocessing, height: int, width: int) -> str:
-    method = f"{record.interpolation}, without antialiasing"
+    pillow = record.library == "pillow"
+    smoothed = "with antialiasing, by Pillow" if pillow else "without antialiasing"
+    method = f"{record.interpolation}, {smoothed}"
     if record.transform == "resize":
         return (
             f"Images are resized to {height} x {width}, whatever their aspect ratio "
             f"({method})."
         )
-    tall, wide = (round(edge / record.crop_fraction) for edge in (height, width))
+    tall, wide = (
+        int(edge / record.crop_fraction)
+        if pillow
+        else round(edge / record.crop_fraction)
+        for edge in (height, width)
+    )
+    if record.transform == "resize_pad":
+        return (
+            f"Images are resized so that they just fit in {tall} x {wide}, in their "
+            f"aspect ratio ({method}); the central {height} x {width} are taken, with "
+            f"grey levels {', '.join(map(str, record.fill))} where there is no image."
+        )
     if record.transform == "resize_crop":
         how = f"resized to {tall} x {wide}, whatever their aspect ratio"
     else:

@@ -3,7 +3,7 @@
 | ending | what it is |
 | --- | --- |
 | `.npz` | weights in the official layout |
-| `.safetensors` | weights in the layout of timm, read only |
+| `.safetensors` | weights in the layout of timm |
 | `.weights.h5` | weights as Keras saves them |
 | `.keras` | a whole model as Keras saves it |
 | none of these | folder of a published model; to read, also `hf://owner/name` |
@@ -23,6 +23,7 @@ from keras_mixer.checkpoints import (
     CONFIG,
     LABELS,
     METADATA,
+    TIMM_WEIGHTS,
     WEIGHT_ENDINGS,
     WEIGHTS,
     describe_shapes,
@@ -33,17 +34,19 @@ from keras_mixer.hub.card import Facts
 from keras_mixer.hub.keras_files import read_keras
 from keras_mixer.hub.publish import from_pretrained
 from keras_mixer.hub.repository import write_repository
+from keras_mixer.hub.timm_files import save_timm
 from keras_mixer.models import as_mixer, mlp_mixer, save_official
-from keras_mixer.preprocessing import Preprocessing
+from keras_mixer.preprocessing import Preprocessing, Range
 
 _WRITERS: dict[str, Callable[[keras.Model, Path], None]] = {
     ".npz": lambda model, path: save_official(as_mixer(model), path),
     ".weights.h5": lambda model, path: model.save_weights(path),
+    ".safetensors": lambda model, path: save_timm(as_mixer(model), path),
     ".keras": lambda model, path: model.save(path),
 }
 # Of files that nobody would expect to become a folder.
-_NOT_WRITTEN = (".safetensors", ".h5", ".npy", ".onnx", ".pt", ".pth")
-_OUR_FILES = {CARD, CHECKSUMS, CONFIG, LABELS, METADATA, WEIGHTS}
+_NOT_WRITTEN = (".h5", ".npy", ".onnx", ".pt", ".pth")
+_OUR_FILES = {CARD, CHECKSUMS, CONFIG, LABELS, METADATA, TIMM_WEIGHTS, WEIGHTS}
 
 
 class Overrides(NamedTuple):
@@ -51,7 +54,7 @@ class Overrides(NamedTuple):
 
     input_shape: tuple[int, int, int] | None = None
     approximate_gelu: bool | None = None
-    value_range: tuple[float, float] | None = None
+    value_range: Range | tuple[Range, ...] | None = None
 
 
 def read_model(
@@ -59,7 +62,7 @@ def read_model(
     *,
     input_shape: tuple[int, int, int] | None = None,
     approximate_gelu: bool | None = None,
-    value_range: tuple[float, float] | None = None,
+    value_range: Range | tuple[Range, ...] | None = None,
 ) -> keras.Model:
     """Return the model in a file or folder of any kind that this package knows.
 
@@ -72,7 +75,8 @@ def read_model(
             as many patches as the weights.
         approximate_gelu: Tanh form of GELU (`True`) or the exact one (`False`); `None`:
             exact for a timm file, else tanh.
-        value_range: What the pixel values 0 and 255 become; `None` for (-1, 1).
+        value_range: What the pixel values 0 and 255 become, or one such pair for each
+            channel; `None` for (-1, 1).
 
     Returns:
         An `MLPMixer`, not compiled. Of a `.keras` file with a model around a Mixer,
@@ -134,6 +138,7 @@ def write_folder(
     overwrite: bool = False,
     card: str | None = None,
     provenance: Mapping[str, str] | None = None,
+    timm: bool = False,
     **facts: Unpack[Facts],
 ) -> None:
     """Write a model to a folder as it is published, complete or not at all.
@@ -144,6 +149,7 @@ def write_folder(
         overwrite: Whether to replace a folder of a published model.
         card: Text of the model card; `None` to write one.
         provenance: What is known of the origin of the weights, as in `push_to_hub`.
+        timm: Whether timm is to read it, too, as in `push_to_hub`.
         **facts: What the card says beside: `repo_id`, `licence`, `datasets`, `metrics`,
             `base_model`, as in `push_to_hub`.
 
@@ -154,7 +160,9 @@ def write_folder(
     """
     _check_folder(Path(folder), overwrite)
     with atomic_replace(folder) as path:
-        write_repository(model, path, card=card, provenance=provenance, **facts)
+        write_repository(
+            model, path, card=card, provenance=provenance, timm=timm, **facts
+        )
 
 
 def check_target(target: str | os.PathLike[str], *, overwrite: bool = False) -> None:
@@ -163,7 +171,8 @@ def check_target(target: str | os.PathLike[str], *, overwrite: bool = False) -> 
     if not _ending(path):
         if path.name.endswith(_NOT_WRITTEN):
             raise ValueError(
-                "`target` must end in .npz, .weights.h5 or .keras, or be a folder. "
+                "`target` must end in .npz, .safetensors, .weights.h5 or .keras, or be "
+                "a folder. "
                 f"Received: {str(target)!r}"
             )
         _check_folder(path, overwrite)
@@ -187,7 +196,8 @@ def reading_arguments(
     arguments: dict[str, Any] = {}
     if config["input_shape"][0] != config["input_shape"][1]:
         arguments["input_shape"] = config["input_shape"]
-    if not config["approximate_gelu"]:
+    # A file with timm's names is read as exact.
+    if not config["approximate_gelu"] and not str(target).endswith(".safetensors"):
         arguments["approximate_gelu"] = False
     if value_range != Preprocessing().value_range:
         arguments["value_range"] = value_range

@@ -11,6 +11,7 @@ from keras_mixer.checkpoints import (
     CARD,
     LABELS,
     METADATA,
+    TIMM_WEIGHTS,
     download_file,
     git_sha1,
     parse_address,
@@ -34,13 +35,16 @@ if TYPE_CHECKING:  # slow to import, and only publishing needs it
 def from_pretrained(source: str | os.PathLike[str]) -> MLPMixer:
     """Return a published model: architecture, weights, preprocessing and labels.
 
+    Models of this package, and timm's Mixers: `config.json` and `model.safetensors`, or
+    several of them and their index. Their images are prepared as timm does it.
+
     On the Hub all files are taken from one commit, compared with their checksums, and
     kept in the cache of `huggingface_hub`. A commit whose files are there needs no
     request; a branch or tag is found again without a connection.
 
     Args:
         source: `"hf://owner/name"`, `"hf://owner/name@revision"` (branch, tag or
-            commit), or a folder that `write_repository` wrote.
+            commit), or a folder of the same files.
 
     Returns:
         An `MLPMixer`, not compiled.
@@ -50,7 +54,9 @@ def from_pretrained(source: str | os.PathLike[str]) -> MLPMixer:
         FileNotFoundError: If there is no such folder, repository, revision or file.
         PermissionError: If the repository is gated or the token is not accepted.
         OSError: If a file is damaged or cannot be written.
-        ValueError: If it is not a model that this package published.
+        ValueError: If it is not a model that this package or timm published, or one
+            of timm's other architectures; its files contradict each other; its weights
+            are a pickle only.
     """
     return read_published(source, read_repository)
 
@@ -69,6 +75,7 @@ def push_to_hub(
     metrics: Mapping[str, object] | None = None,
     base_model: str | None = None,
     provenance: Mapping[str, str] | None = None,
+    timm: bool = False,
     token: str | None = None,
 ) -> str:
     """Publish a model on the Hub, in one commit; return the commit.
@@ -96,6 +103,9 @@ def push_to_hub(
             `training`, `command`, `versions`, `source` (an address), `sha256` (of the
             source), `conversion` and `verification`. Of paths of this machine only the
             last name is kept.
+        timm: Whether timm is to read it, too, in PyTorch: adds `model.safetensors` and
+            timm's entries to the config. For models with the exact form of GELU and the
+            patches, width and blocks of S, B or L with patches of 16 or 32 pixels.
         token: Of the Hub; `None` for that of the environment.
 
     Raises:
@@ -122,6 +132,7 @@ def push_to_hub(
             metrics=metrics,
             base_model=base_model,
             provenance=provenance,
+            timm=timm,
         )
         hub = _Repository(repo_id, private, token)
         if not overwrite_card:
@@ -197,8 +208,9 @@ class _Repository:
     def changed(self, folder: Path) -> set[str]:
         """Return the names of the files that are new, other or gone in `folder`."""
         changed = {path.name for path in folder.iterdir() if not self._holds(path)}
-        if LABELS in self.hashes and not (folder / LABELS).exists():
-            changed.add(LABELS)
+        for name in (LABELS, TIMM_WEIGHTS):
+            if not (folder / name).exists() and self._is_ours(name):
+                changed.add(name)
         # When it was saved tells nothing new, if that is all.
         if changed <= {METADATA, CHECKSUMS} and METADATA in self.hashes:
             old, new = (
@@ -245,6 +257,12 @@ class _Repository:
         """Give the commit a tag."""
         # It was new a moment ago: if it exists now, it is ours.
         self._ask(self.api.create_tag, tag=tag, revision=commit, exist_ok=True)
+
+    def _is_ours(self, filename: str) -> bool:
+        """Whether the Hub has a file of this name that this package published."""
+        if filename not in self.hashes or CHECKSUMS not in self.hashes:
+            return False
+        return filename in json.loads(self.fetch(CHECKSUMS).read_bytes())
 
     def _holds(self, path: Path) -> bool:
         """Whether the Hub has the content of this file under its name."""

@@ -2,10 +2,11 @@
 
 | file | what it is |
 | --- | --- |
-| `config.json` | graph of built-in layers for Keras, entry `keras_mixer` for us |
+| `config.json` | graph of built-in layers for Keras, entries for us and for timm |
 | `model.weights.h5` | float32 weights, the same for both |
 | `metadata.json` | versions, number of parameters, provenance |
 | `labels.json` | one name per class, if the model has them |
+| `model.safetensors` | the same weights for timm, if asked for |
 | `README.md` | the model card |
 | `checksums.json` | sha256 and size of all the others |
 """
@@ -24,6 +25,7 @@ from keras_mixer.checkpoints import (
     LABELS,
     MAX_PARAMETERS,
     METADATA,
+    TIMM_WEIGHTS,
     WEIGHTS,
     Fetch,
     in_folder,
@@ -34,6 +36,7 @@ from keras_mixer.checkpoints import (
 )
 from keras_mixer.files import sha256_of
 from keras_mixer.hub.card import PROVENANCE, Facts, without_paths, write_card
+from keras_mixer.hub.timm_files import save_timm, timm_config
 from keras_mixer.models import MLPMixer, as_mixer, mlp_mixer, plain_model
 from keras_mixer.variants import parameter_count
 
@@ -44,6 +47,7 @@ def write_repository(
     *,
     card: str | None = None,
     provenance: Mapping[str, str] | None = None,
+    timm: bool = False,
     **facts: Unpack[Facts],
 ) -> None:
     """Write the files of a published repository into an empty or new folder.
@@ -57,6 +61,7 @@ def write_repository(
             `training`, `command`, `versions`, `source` (an address), `sha256` (of the
             source), `conversion` and `verification`. Of paths of this machine only the
             last name is kept.
+        timm: Whether timm is to read it, too: see `push_to_hub`.
         **facts: What the card says beside: `repo_id`, `licence`, `datasets`, `metrics`,
             `base_model`, as in `push_to_hub`.
 
@@ -67,6 +72,7 @@ def write_repository(
     """
     model = as_mixer(model)
     _check_publishable(model)
+    entries = timm_config(model) if timm else {}
     plain = plain_model(model)
     entry = make_entry(model)
     provenance = {key: without_paths(text) for key, text in (provenance or {}).items()}
@@ -75,13 +81,15 @@ def write_repository(
             f"`provenance` may have the keys {', '.join(PROVENANCE)}. "
             f"Received: {', '.join(map(repr, unknown))}"
         )
-    card = card or write_card(model, provenance=provenance, **facts)
+    card = card or write_card(model, provenance=provenance, timm=timm, **facts)
     folder = Path(folder).absolute()  # Keras saves to no relative folder
     if folder.exists() and any(folder.iterdir()):
         raise ValueError(f"`folder` must be empty. Received: {str(folder)!r}")
     plain.save(folder, zipped=False)
     (folder / "assets").rmdir()  # Keras always makes it
-    _add(folder / CONFIG, keras_mixer=entry)
+    _add(folder / CONFIG, keras_mixer=entry, **entries)
+    if timm:
+        save_timm(model, folder / TIMM_WEIGHTS)
     _add(
         folder / METADATA,
         keras_mixer_version=version("keras-mixer"),

@@ -18,6 +18,7 @@ from keras_mixer.checkpoints import (
     CONFIG,
     LABELS,
     METADATA,
+    TIMM_WEIGHTS,
     WEIGHTS,
     check_finite,
     check_shapes,
@@ -28,6 +29,7 @@ from keras_mixer.files import sha256_of
 from keras_mixer.hub.model_files import read_model
 from keras_mixer.hub.numpy_mixer import mixer
 from keras_mixer.models import MLPMixer, model_weights
+from keras_mixer.preprocessing import Range
 from keras_mixer.variants import parameter_count, weight_shapes
 
 # Of the largest number compared. Float32 is exact to 6e-8, and the sums and products
@@ -88,7 +90,7 @@ def verify(
     same_as: str | os.PathLike[str] | None = None,
     input_shape: tuple[int, int, int] | None = None,
     approximate_gelu: bool | None = None,
-    value_range: tuple[float, float] | None = None,
+    value_range: Range | tuple[Range, ...] | None = None,
 ) -> Report:
     """Check all that can be checked of a model; return what was found.
 
@@ -156,6 +158,9 @@ def _verify(
         with _check("plain Keras model", name):
             plain = keras.saving.load_model(path, compile=False, safe_mode=True)
             plain = _compare(plain, config, images, expected)
+        if (path / TIMM_WEIGHTS).is_file():
+            with _check("weights for timm", name):
+                _check_same(weights, read_weights(path / TIMM_WEIGHTS)[0])
         differences |= {f"plain {key}": plain[key] for key in plain}
         sha256 = sha256_of(path / WEIGHTS)
     elif path and path.is_file():
@@ -171,7 +176,7 @@ def _expect(
     config, record = model.config, model.preprocessing
     shape = (2, *config["input_shape"])  # two: images must not mix
     images = np.random.default_rng(0).uniform(0, 255, shape).astype("float32")
-    normalised = images.astype("float64") * record.scale + record.offset
+    normalised = record.normalize(images.astype("float64"))
     if not config["include_preprocessing"]:
         images = normalised.astype("float32")
     expected = mixer(weights, normalised, approximate_gelu=config["approximate_gelu"])

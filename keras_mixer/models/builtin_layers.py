@@ -87,9 +87,7 @@ def _graph(model):
 
     images = x = keras.Input(config["input_shape"], name="images")
     if config["include_preprocessing"]:
-        x = layers.Rescaling(
-            record.scale, record.offset, name="normalization", **_FLOAT32
-        )(x)
+        x = layers.Rescaling(**record.rescaling, name="normalization", **_FLOAT32)(x)
     x = layers.Conv2D(
         hidden_dim,
         patch_size,

@@ -12,6 +12,7 @@ from keras_mixer.checkpoints import (
     describe_shapes,
     find_checkpoint,
     is_cached,
+    list_checkpoints,
     locate,
     read_shapes,
     weights_path,
@@ -51,7 +52,7 @@ def create(
         weights: `None` for random weights, the name of a checkpoint (see
             `list_models(pretrained=True)`), `"hf://owner/name[@revision]"`, or the path
             of an official `.npz`, a timm `.safetensors` or a `.weights.h5` of this
-            package.
+            package. On the Hub or in a folder: a model of this package or of timm.
         input_shape: `(height, width, channels)` of the images, channels last; `None`
             for the size of the checkpoints, RGB. At another size than the weights' own,
             the token-mixing MLPs are adapted as `keras_mixer.resize` does.
@@ -159,7 +160,10 @@ def _find(
             if of_file == asked != own:
                 own_shape = input_shape
         return _Source(path, own_shape)
-    if str(weights).startswith("hf://"):
+    names = [checkpoint.name for checkpoint in list_checkpoints(variant)]
+    if str(weights).startswith("hf://") or (
+        str(weights) not in names and Path(str(weights)).is_dir()
+    ):
         entry, path = locate(weights)
         return _Source(
             path,

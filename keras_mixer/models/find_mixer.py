@@ -5,9 +5,10 @@ from dataclasses import dataclass
 
 import keras
 import numpy as np
+from numpy.typing import NDArray
 
 from keras_mixer.layers import PatchEmbed, inner_layers
-from keras_mixer.preprocessing import Preprocessing
+from keras_mixer.preprocessing import Preprocessing, Range
 
 _PIXELS = (0.0, 255.0)
 # What the pixel values 0 and 255 usually are for a model with a layer that rescales.
@@ -24,7 +25,7 @@ class FoundMixer:
         preprocessing: The `Preprocessing` record of the Mixer's images.
         image_shape: `(height, width, channels)` that `model` takes.
         value_range: What the pixel values 0 and 255 become before they enter `model`:
-            (0, 255) where it normalises inside.
+            (0, 255) where it normalises inside. One pair, or one for each channel.
         labels: One name per class, or `None`. Those of the Mixer only if its head is
             the last that has weights; else the attribute `labels` of `model`, if set.
     """
@@ -33,7 +34,7 @@ class FoundMixer:
     mixer: keras.Model
     preprocessing: Preprocessing
     image_shape: tuple[int, int, int]
-    value_range: tuple[float, float]
+    value_range: Range | tuple[Range, ...]
     labels: tuple[str, ...] | None
 
     @property
@@ -42,15 +43,14 @@ class FoundMixer:
         return self.value_range == _PIXELS
 
     @property
-    def scale(self) -> float:
+    def scale(self) -> NDArray[np.float32]:
         """The factor in `pixels * scale + offset`, which is what the model takes."""
-        low, high = self.value_range
-        return (high - low) / 255
+        return np.asarray(Preprocessing(self.value_range).scale, np.float32)
 
     @property
-    def offset(self) -> float:
+    def offset(self) -> NDArray[np.float32]:
         """The summand in `pixels * scale + offset`."""
-        return self.value_range[0]
+        return np.asarray(Preprocessing(self.value_range).offset, np.float32)
 
     @property
     def num_classes(self) -> int:
@@ -183,14 +183,14 @@ def _normalizes(layer: keras.layers.Layer) -> bool:
 
 def _value_range(
     record: Preprocessing, rescalings: list[keras.layers.Layer]
-) -> tuple[float, float]:
+) -> Range | tuple[Range, ...]:
     """Return what 0 and 255 must become for the stem to get the record's range."""
     if not rescalings:
         return record.value_range
     if all(isinstance(layer, keras.layers.Rescaling) for layer in rescalings):
-        values = np.asarray(record.value_range, "float64")[:, None]
+        values = np.asarray(record.ranges, "float64").T  # of each channel, or of all
         for layer in reversed(rescalings):
-            values = (values - np.asarray(layer.offset)) / np.asarray(layer.scale)
+            values = (values - np.ravel(layer.offset)) / np.ravel(layer.scale)
         for usual in _USUAL_RANGES:
             if np.allclose(values, np.array(usual)[:, None], rtol=1e-4, atol=1e-3):
                 return usual

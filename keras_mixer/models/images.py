@@ -17,9 +17,10 @@ def preprocess(images: Any, model_or_checkpoint: Any) -> NDArray[np.float32]:
     """Return images as the batch of pixels that a model takes.
 
     Each image is resized and cropped as the checkpoint's record says. Values stay in
-    [0, 255], not rounded (the official code truncates them, less than one grey level
-    away), where the model normalises inside. Where it does not, they are mapped to the
-    record's `value_range`.
+    [0, 255] where the model normalises inside. Where it does not, they are mapped to
+    the record's `value_range`. They are whole grey levels for records of timm, and not
+    rounded for the others (the official code truncates them, less than one grey level
+    away).
 
     Args:
         images: A path to a file or to a folder (see `list_images`), a PIL image, an

@@ -266,6 +266,8 @@ def mlp_mixer(
     if labels is not None:
         labels = check_labels(labels, num_classes)
         num_classes = len(labels)
+    if preprocessing is not None:
+        preprocessing.check_channels(input_shape[2])
 
     arrays = None
     if weights is not None:
@@ -350,8 +352,7 @@ def _build(
     x = images
     if include_preprocessing:
         x = keras.layers.Rescaling(
-            preprocessing.scale,
-            preprocessing.offset,
+            **preprocessing.rescaling,
             dtype=_at_least_float32(dtype, "normalization"),
             name="normalization",
         )(x)

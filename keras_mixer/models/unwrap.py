@@ -116,23 +116,23 @@ class _Parts:
     def _record(self, before: list[keras.layers.Layer]):
         """Return the record, with the normalisation that lies in the graph."""
         record = self.found.preprocessing
-        scale, offset = 1.0, 0.0
+        scale, offset = np.ones(1), np.zeros(1)  # of all channels, or of each
         for layer in before:
             if isinstance(layer, keras.layers.Rescaling):
-                if np.size(layer.scale) > 1 or np.size(layer.offset) > 1:
-                    raise self._refused(f"one scale per channel in {layer.name!r}")
-                scale = scale * float(layer.scale)
-                offset = offset * float(layer.scale) + float(layer.offset)
+                scale = scale * np.ravel(layer.scale)
+                offset = offset * np.ravel(layer.scale) + np.ravel(layer.offset)
             elif layer.weights:
                 raise self._refused(f"{layer.name!r} before it")
         if self.found.value_range == record.value_range:
             return record
-        if not self.found.normalizes or scale <= 0:
+        if not self.found.normalizes or scale.min() <= 0:
             raise self._refused("another range of pixel values")
-        ours = np.allclose((record.scale, record.offset), (scale, offset), rtol=1e-5)
-        if ours:
+        if np.allclose(record.scale, scale, rtol=1e-5) and np.allclose(
+            record.offset, offset, rtol=1e-5
+        ):
             return record
-        return replace(record, value_range=(offset, 255 * scale + offset))
+        pairs = np.broadcast_arrays(offset, 255 * scale + offset)
+        return replace(record, value_range=np.stack(pairs, axis=1).tolist())
 
     def _read_head(self, layers: list[keras.layers.Layer]):
         """Return the dense layer of the head and the name of its activation."""

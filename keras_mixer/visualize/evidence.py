@@ -202,9 +202,9 @@ def _drops(
     """Return by how much the logit falls with each patch grey, `(S,)`."""
     rows, columns = _grid(model)
     size = model.get_layer("stem").patch_size
-    grey = 127.5
+    grey = np.full(pixels.shape[-1], 127.5, "float32")
     if not model.config["include_preprocessing"]:
-        grey = sum(model.preprocessing.value_range) / 2
+        grey = model.preprocessing.normalize(grey)
     network = model.features("pre_logits")
 
     def occluded(patch: int) -> NDArray[np.float32]:

@@ -45,5 +45,9 @@ def as_seen(model: MLPMixer, image: Any) -> tuple[NDArray[np.float64], Region]:
         # Resized until the picture covers the uncropped size, then cropped.
         factor = np.max(size / record.crop_fraction / edges)
         fraction = size / (factor * edges)
+    if record.transform == "resize_pad":
+        # Until it fits in that size; what is padded lies beyond the picture.
+        factor = np.min(size / record.crop_fraction / edges)
+        fraction = size / (factor * edges)
     low, high = edges * (1 - fraction) / 2, edges * (1 + fraction) / 2
     return picture, (low[1], high[1], high[0], low[0])

@@ -149,7 +149,9 @@ def test_miil_records(name, num_classes):
     }[name]
     assert record.address == f"hf://{repository}/model.safetensors"
     assert record.num_classes == num_classes
-    assert record.preprocessing == Preprocessing((0, 1), "resmall_crop", "bilinear")
+    assert record.preprocessing == Preprocessing(
+        (0, 1), "resmall_crop", "bilinear", library="pillow"
+    )
     assert record.approximate_gelu is False
     assert record.licence == "Apache-2.0"
 

@@ -52,6 +52,25 @@ def test_convert_takes_what_the_file_does_not_say(capsys, official, tmp_path):
     assert "--input-shape 32 24 3 --exact-gelu --value-range 0 1" in out
 
 
+def test_convert_to_timm_and_back_with_a_range_for_each_channel(
+    capsys, official, tmp_path
+):
+    target, shape = str(tmp_path / "model.safetensors"), OVERRIDES[:4]
+    assert main(["convert", str(official), target, *shape]) == 1
+    assert "must have the exact form of GELU" in capsys.readouterr().err
+    ranges = "--value-range -2 1 --value-range 0 1.234567891 --value-range 0 2"
+    overrides = [*shape, "--exact-gelu", *ranges.split()]
+    assert main(["convert", str(official), target, *overrides]) == 0
+    assert ranges in capsys.readouterr().out
+    overrides = [*shape, *ranges.split()]
+    assert main(["convert", target, str(tmp_path / "back.keras"), *overrides]) == 0
+    model = read_model(tmp_path / "back.keras")
+    assert model.preprocessing.value_range == ((-2, 1), (0, 1.234567891), (0, 2))
+    assert model.config["approximate_gelu"] is False
+    (one, _), (other, _) = read_weights(official), read_weights(target)
+    assert all(np.array_equal(one[key], other[key]) for key in one)
+
+
 def test_convert_and_publish_take_the_classes(capsys, official, tmp_path):
     names = tmp_path / "names.txt"
     names.write_text("ant\nbee\ncat\ndog\nelk\n")

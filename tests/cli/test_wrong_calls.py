@@ -86,7 +86,7 @@ USAGE = [
     ("tpu-compile --batch some", "--batch: must be a positive integer"),
     ("tpu-compile --variant B/17", "--variant must be one of Ti/4"),
     ("convert photo.png new.keras", "SOURCE must be a folder of a published model"),
-    ("convert weights.npz new.safetensors", "TARGET must end in .npz"),
+    ("convert weights.npz new.npy", "TARGET must end in .npz"),
     ("convert weights.npz ''", "TARGET must not be empty"),
     ("convert weights.npz new --value-range 1 0", "two numbers, the lower one first"),
     ("convert weights.npz new --input-shape 0 1 3", "--input-shape: must be a posit"),
