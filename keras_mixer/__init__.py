@@ -91,6 +91,7 @@ _HOMES = {
     "from_pretrained": "hub",
     "list_checkpoints": "checkpoints",
     "push_to_hub": "hub",
+    "save_timm": "hub",
 } | dict.fromkeys(
     (
         "MLPMixer",
