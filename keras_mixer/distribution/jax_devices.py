@@ -159,7 +159,7 @@ class Parallel:
                 model,
                 batches,
                 self._forward(model),
-                self._add_up,
+                self.add_up,
                 steps=steps,
                 return_dict=return_dict,
             )
@@ -211,7 +211,8 @@ class Parallel:
 
         return lambda x: forward(x)[: len(x)]
 
-    def _add_up(self, arrays):
+    def add_up(self, arrays: list[np.ndarray]) -> list[np.ndarray]:
+        """Return the sums of arrays over all processes; every one must call it."""
         from jax.experimental import multihost_utils
 
         if self.shard[1] == 1:
@@ -239,8 +240,8 @@ class Parallel:
         try:
             yield
         except jax.errors.JaxRuntimeError as error:
-            if self.shard[1] == 1:
-                raise
+            if self.shard[1] == 1 or "RESOURCE_EXHAUSTED" in str(error):
+                raise  # out of memory here, while the other processes live
             raise RuntimeError(loops.LOST) from error
         except ValueError as error:
             if "divi" not in str(error):

@@ -223,7 +223,7 @@ class MultiWorker:
                 model,
                 batches,
                 self._forward(model),
-                self._add_up,
+                self.add_up,
                 steps=steps,
                 return_dict=return_dict,
             )
@@ -258,7 +258,8 @@ class MultiWorker:
 
         return forward
 
-    def _add_up(self, arrays):
+    def add_up(self, arrays: list[np.ndarray]) -> list[np.ndarray]:
+        """Return the sums of arrays over all processes; every one must call it."""
         import tensorflow as tf
 
         return [

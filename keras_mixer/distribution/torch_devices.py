@@ -91,7 +91,7 @@ class DataParallel:
                 model,
                 batches,
                 model.predict_on_batch,
-                self._add_up,
+                self.add_up,
                 steps=steps,
                 return_dict=return_dict,
             )
@@ -108,7 +108,8 @@ class DataParallel:
         torch.distributed.all_gather(parts, part.contiguous())
         return torch.cat(parts)
 
-    def _add_up(self, arrays):
+    def add_up(self, arrays: list[np.ndarray]) -> list[np.ndarray]:
+        """Return the sums of arrays over all processes; every one must call it."""
         return [
             keras.ops.convert_to_numpy(self._gather(_tensor(array)[None]).sum(axis=0))
             for array in arrays

@@ -7,22 +7,49 @@ data follows. It is an `.npz`: every array lies in it with a checksum, so a dama
 is known as such, and any backend on any number of devices reads it.
 """
 
+import errno
 import json
 import os
 import re
+import struct
 import warnings
 import zipfile
+import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import keras
 import numpy as np
+from numpy.typing import NDArray
 
 from keras_mixer.files import atomic_write
 from keras_mixer.host_values import host_value
 from keras_mixer.layers import path_below_model
+from keras_mixer.training.run_folder import disk_errors_name
+
+Arrays = Mapping[str, NDArray[Any]]
 
 _NAME = re.compile(r"step-(\d{9})\.npz")
 _INFO = "info"
+# What the readers of zip archives, arrays and JSON raise where the bytes are wrong.
+_WRONG_BYTES = (
+    ValueError,
+    TypeError,
+    LookupError,
+    EOFError,
+    NotImplementedError,
+    RuntimeError,
+    OverflowError,
+    struct.error,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+
+
+class DamagedCheckpointError(ValueError):
+    """The bytes of a checkpoint are not what was written."""
 
 
 @dataclass(frozen=True)
@@ -35,13 +62,16 @@ class Checkpoint:
         score: Validation score, larger is better; `None` where it was not measured.
         arrays: State of the model and its optimizer, as `state_of` gives it.
         path: The file.
+        history: The numbers of every checkpoint interval so far; `None` in files that
+            have none.
     """
 
     step: int
-    settings: dict
+    settings: dict[str, Any]
     score: float | None
-    arrays: dict
+    arrays: Arrays
     path: Path
+    history: list[dict[str, float]] | None = None
 
 
 class Checkpoints:
@@ -58,87 +88,151 @@ class Checkpoints:
         ValueError: If `keep` is not positive.
     """
 
-    def __init__(self, folder, *, keep=2):
+    def __init__(self, folder: str | Path, *, keep: int = 2) -> None:
         if keep < 1:
             raise ValueError(f"`keep` must be at least 1. Received: keep={keep}")
         self.folder = Path(folder)
         self.keep = keep
+        self._scores: dict[Path, float | None] = {}
 
     @property
-    def paths(self):
+    def paths(self) -> list[Path]:
         """The files by their names alone, oldest first; none of them is opened."""
         if not self.folder.is_dir():
             return []
         return sorted(p for p in self.folder.iterdir() if _NAME.fullmatch(p.name))
 
-    def write(self, step, arrays, *, settings, score=None):
+    def write(
+        self,
+        step: int,
+        arrays: Arrays,
+        *,
+        settings: dict[str, Any],
+        score: float | None = None,
+        history: list[dict[str, float]] | None = None,
+    ) -> Path:
         """Write one checkpoint, then remove what need not be kept.
 
         Returns:
             Its path.
+
+        Raises:
+            OSError: If it cannot be written; the others stay.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"step-{step:09d}.npz"
-        info = json.dumps({"step": step, "settings": settings, "score": score})
-        with atomic_write(path) as file:
-            np.savez(file, **{_INFO: np.array(info)}, **arrays)
-        _sync_folder(self.folder)
+        info = {"step": step, "settings": settings, "score": score, "history": history}
+        members = {_INFO: np.array(json.dumps(info)), **arrays}
+        with disk_errors_name(path):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with atomic_write(path) as file:
+                np.savez(file, **members)  # type: ignore[arg-type]
+            _sync_folder(self.folder)
+        self._scores[path] = score
         self._remove_older()
         return path
 
-    def latest(self):
+    def latest(self) -> Checkpoint | None:
         """Return the newest `Checkpoint` that is whole, or `None` without any.
 
         A damaged file is passed over with a warning.
+
+        Raises:
+            ValueError: If there are files and all of them are damaged.
+            OSError: If the disk does not give a file: it may be whole.
         """
-        for path in reversed(self.paths):
+        paths = self.paths
+        for path in reversed(paths):
             try:
                 return read_checkpoint(path)
-            except Exception as error:  # a damaged file can raise anything
+            except DamagedCheckpointError as error:
                 warnings.warn(
-                    f"The checkpoint {path} is damaged and passed over: "
-                    f"{str(error) or type(error).__name__}",
+                    f"The checkpoint {path} is damaged and passed over: {error}",
                     stacklevel=2,
                 )
+        if paths:
+            raise ValueError(
+                f"All checkpoints in {str(self.folder)!r} are damaged. To start anew, "
+                "choose another folder or move them away."
+            )
         return None
 
-    def best(self):
-        """Return the path with the highest score, the newest of equals, or `None`."""
-        scores = {path: _score(path) for path in self.paths}
-        scores = {path: score for path, score in scores.items() if score is not None}
-        return max(scores, key=lambda path: (scores[path], path), default=None)
+    def best(self) -> Path | None:
+        """Return the path with the highest score, the newest of equals, or `None`.
 
-    def remove_after(self, step):
-        """Remove the files of later steps: a run that goes on from `step` has none."""
+        Raises:
+            OSError: If the disk does not give a file.
+        """
+        scores = {path: self._score(path) for path in self.paths}
+        known = {path: score for path, score in scores.items() if score is not None}
+        return max(known, key=lambda path: (known[path], path), default=None)
+
+    def set_aside_after(self, step: int) -> None:
+        """Rename the files of later steps: a run that goes on from `step` has none.
+
+        They are damaged, or `latest` had given one of them. What is in them may still
+        be of use to a person, so they become `step-....npz.damaged`.
+        """
         for path in self.paths:
-            if int(_NAME.fullmatch(path.name)[1]) > step:
-                path.unlink()
+            if _step(path) > step:
+                aside = path.with_name(f"{path.name}.damaged")
+                count = 1
+                while aside.exists():
+                    count += 1
+                    aside = path.with_name(f"{path.name}.damaged-{count}")
+                with disk_errors_name(path):
+                    path.rename(aside)
 
-    def _remove_older(self):
-        kept = {*self.paths[-self.keep :], self.best()}
-        for path in set(self.paths) - kept:
-            path.unlink()
+    def _remove_older(self) -> None:
+        paths = self.paths
+        kept = set(paths[-self.keep :])
+        try:
+            kept.add(self.best() or paths[-1])
+        except OSError:  # which one is the best cannot be known now: all stay
+            kept.update(paths)
+        for path in set(paths) - kept:
+            path.unlink(missing_ok=True)
+            self._scores.pop(path, None)
         # What killed runs left half-written.
         for path in self.folder.glob(".step-*.npz.*.tmp"):
             path.unlink(missing_ok=True)
 
+    def _score(self, path: Path) -> float | None:
+        """Return the score in a file, `None` also for a damaged one."""
+        if path not in self._scores:
+            try:
+                with disk_errors_name(path), open(path, "rb") as file:
+                    info = json.loads(str(np.load(file, allow_pickle=False)[_INFO]))
+                self._scores[path] = info["score"]
+            except _WRONG_BYTES:
+                self._scores[path] = None
+        return self._scores[path]
 
-def read_checkpoint(path):
+
+def read_checkpoint(path: Path) -> Checkpoint:
     """Return the `Checkpoint` in a file, all checksums compared.
 
     Raises:
-        Exception: Of any kind, if the file is damaged or not a checkpoint.
+        DamagedCheckpointError: If the file is damaged or not a checkpoint.
+        OSError: If the disk does not give it.
     """
-    with open(path, "rb") as file:
-        if damaged := zipfile.ZipFile(file).testzip():
-            raise ValueError(f"the checksum of {damaged} is wrong")
-        file.seek(0)
-        arrays = dict(np.load(file, allow_pickle=False))
-    info = json.loads(str(arrays.pop(_INFO)))
-    return Checkpoint(**info, arrays=arrays, path=path)
+    try:
+        with disk_errors_name(path), open(path, "rb") as file:
+            if damaged := zipfile.ZipFile(file).testzip():
+                raise ValueError(f"the checksum of {damaged} is wrong")
+            file.seek(0)
+            arrays = dict(np.load(file, allow_pickle=False))
+        info = json.loads(str(arrays.pop(_INFO)))
+        return Checkpoint(**info, arrays=arrays, path=path)
+    except OSError as error:
+        # An archive that points to before its own beginning; no disk answers that.
+        if error.errno != errno.EINVAL:
+            raise
+        raise DamagedCheckpointError("it points outside itself") from error
+    except _WRONG_BYTES as error:
+        raise DamagedCheckpointError(str(error) or type(error).__name__) from error
 
 
-def state_of(model):
+def state_of(model: keras.Model) -> dict[str, NDArray[Any]]:
     """Return the state of a compiled model as arrays, bfloat16 as float32 (exact).
 
     Weights go by their paths. Seeds and optimizer variables go by their order: Keras
@@ -149,7 +243,7 @@ def state_of(model):
     return {name: _to_numpy(value) for name, value in _variables(model).items()}
 
 
-def restore(model, arrays):
+def restore(model: keras.Model, arrays: Arrays) -> None:
     """Set the state of a compiled model to what `state_of` gave.
 
     Raises:
@@ -174,13 +268,13 @@ def restore(model, arrays):
         variable.assign(arrays[name])
 
 
-def seed_states(model):
+def seed_states(model: keras.Model) -> list[keras.Variable]:
     """Return the variables of the model's random seeds, in the order of its layers."""
     weights = {id(weight) for weight in model.weights}
     return [variable for variable in model.variables if id(variable) not in weights]
 
 
-def first_not_finite(arrays):
+def first_not_finite(arrays: Arrays) -> str | None:
     """Return the name of the first array that holds a NaN or an infinity, or `None`."""
     for name, array in arrays.items():
         if array.dtype.kind == "f" and not np.isfinite(array).all():
@@ -188,7 +282,7 @@ def first_not_finite(arrays):
     return None
 
 
-def _variables(model):
+def _variables(model: keras.Model) -> dict[str, keras.Variable]:
     model.optimizer.build(model.trainable_variables)
     variables = {
         f"weights/{path_below_model(weight.path)}": weight for weight in model.weights
@@ -201,7 +295,7 @@ def _variables(model):
     return variables
 
 
-def _to_numpy(variable):
+def _to_numpy(variable: keras.Variable) -> NDArray[Any]:
     array = host_value(variable)
     if array.dtype.name == "bfloat16":
         array = array.astype("float32")
@@ -209,16 +303,12 @@ def _to_numpy(variable):
     return np.array(array)
 
 
-def _score(path):
-    """Return the score in a file, `None` also for a damaged one."""
-    try:
-        with open(path, "rb") as file:
-            return json.loads(str(np.load(file, allow_pickle=False)[_INFO]))["score"]
-    except Exception:  # a damaged file can raise anything
-        return None
+def _step(path: Path) -> int:
+    match = _NAME.fullmatch(path.name)
+    return int(match[1]) if match else -1
 
 
-def _sync_folder(folder):
+def _sync_folder(folder: Path) -> None:
     """Make a rename survive a power cut, where the system can sync a folder."""
     if hasattr(os, "O_DIRECTORY"):
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)

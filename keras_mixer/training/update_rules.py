@@ -4,6 +4,7 @@ Source: `optax`, as `vit_jax/train.py` and `big_vision/optax.py` use it.
 """
 
 import re
+from typing import Any
 
 import keras
 from keras import ops
@@ -14,20 +15,40 @@ from keras_mixer.layers import path_below_model
 class _Optimizer(keras.optimizers.Optimizer):
     """What both optimizers add to Keras's own.
 
-    Learning rates by depth, a clip that means the same on several replicas, and a
-    moving average that moves on real steps.
+    Learning rates by depth, a clip that means the same on several replicas and for
+    weights of several dtypes, and a moving average of the weights (`use_ema`) that
+    moves once per step, not once per accumulated batch.
+
+    Attributes:
+        averages: The moving averages, one per trained weight; empty without `use_ema`.
     """
 
-    def __init__(self, learning_rate, *, layer_decay=None, name=None, **kwargs):
+    def __init__(
+        self,
+        learning_rate: Any,
+        *,
+        layer_decay: float | None = None,
+        use_ema: bool = False,
+        name: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        # Keras averages after every accumulated batch. `_average` does it instead.
         super().__init__(learning_rate=learning_rate, name=name, **kwargs)
         if layer_decay is not None and not 0 < layer_decay <= 1:
             raise ValueError(
                 "`layer_decay` must lie in (0, 1]. "
                 f"Received: layer_decay={layer_decay!r}"
             )
+        if not 0 <= self.ema_momentum <= 1:
+            raise ValueError(
+                "`ema_momentum` must lie in [0, 1]. "
+                f"Received: ema_momentum={self.ema_momentum!r}"
+            )
         self.layer_decay = layer_decay
+        self.has_averages = bool(use_ema)
+        self.averages: list[keras.Variable] = []
 
-    def build(self, variables):
+    def build(self, variables: list[keras.Variable]) -> None:
         if self.gradient_accumulation_steps and _num_replicas() > 1:
             raise ValueError(
                 "Keras cannot accumulate gradients under a TensorFlow strategy of "
@@ -35,40 +56,62 @@ class _Optimizer(keras.optimizers.Optimizer):
                 f"{self.gradient_accumulation_steps} on {_num_replicas()} replicas. "
                 "Use `accumulation_steps=1` with more replicas, or `remat`."
             )
+        if self.has_averages:  # the first variables, as in files that Keras wrote
+            self.averages = self.add_optimizer_variables(variables, "average")
         super().build(variables)
         self._rate_factors = _rate_factors(variables, self.layer_decay)
 
-    def apply(self, grads, trainable_variables=None):
+    def apply(
+        self,
+        grads: list[keras.KerasTensor],
+        trainable_variables: list[keras.Variable] | None = None,
+    ) -> None:
         grads = list(grads)
         if self.global_clipnorm and _num_replicas() > 1:
             grads = _clip_over_replicas(grads, self.global_clipnorm)
         super().apply(grads, trainable_variables)
+        if self.averages and trainable_variables is not None:
+            for variable, grad in zip(trainable_variables, grads, strict=True):
+                if grad is None:  # no step moves it, and its average follows it
+                    index = self._get_variable_index(variable)
+                    self.assign(self.averages[index], variable)
 
-    def _update_model_variables_moving_average(self, trainable_variables):
-        # Keras averages after every micro-step, and so counts each value of the
-        # weights `gradient_accumulation_steps` times.
-        if not self.gradient_accumulation_steps:
-            super()._update_model_variables_moving_average(trainable_variables)
+    def _clip_gradients(self, grads: list[keras.KerasTensor]) -> list[Any]:
+        # A model in bfloat16 has a head in float32: TensorFlow adds no squares of two
+        # dtypes, and a sum in bfloat16 would have three digits.
+        wide = [None if g is None else ops.cast(g, "float32") for g in grads]
+        return [
+            None if grad is None else ops.cast(clipped, grad.dtype)
+            for grad, clipped in zip(grads, super()._clip_gradients(wide), strict=True)
+        ]
+
+    def _average(self, index: int, variable: keras.Variable) -> None:
+        """Move the average of a weight, after the step that changed the weight.
+
+        `average = momentum * average + (1 - momentum) * weight`; after the first step
+        it is the weight.
+        """
+        if not self.averages:
             return
-        moves = ops.equal((self._iterations + 1) % self.gradient_accumulation_steps, 0)
-        first = ops.equal(self.iterations, 0)
-        kept = ops.where(first, 0.0, self.ema_momentum)
-        for variable, average in zip(
-            trainable_variables, self._model_variables_moving_average, strict=True
-        ):
-            share = ops.cast(ops.where(moves, 1.0 - kept, 0.0), variable.dtype)
-            average.assign(average + share * (variable - average))
+        average = self.averages[index]
+        kept = ops.where(ops.equal(self.iterations, 0), 0.0, self.ema_momentum)
+        kept = ops.cast(kept, average.dtype)
+        self.assign(average, kept * average + (1 - kept) * variable)
 
-    def finalize_variable_values(self, var_list):
-        super().finalize_variable_values(var_list)
-        if self.use_ema and keras.config.backend() == "jax":
-            # Keras lets weights and means share their buffers, and the next `fit`
-            # would give each buffer away twice.
+    def finalize_variable_values(self, var_list: list[keras.Variable]) -> None:
+        if self.averages:
             for variable in var_list:
-                variable.assign(ops.copy(variable))
+                # A copy: on JAX the two would share a buffer, which the next `fit`
+                # gives away twice.
+                average = self.averages[self._get_variable_index(variable)]
+                variable.assign(ops.copy(average))
 
-    def get_config(self):
-        return {**super().get_config(), "layer_decay": self.layer_decay}
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "layer_decay": self.layer_decay,
+            "use_ema": self.has_averages,
+        }
 
 
 @keras.saving.register_keras_serializable("keras_mixer")
@@ -96,13 +139,13 @@ class MomentumSGD(_Optimizer):
 
     def __init__(
         self,
-        learning_rate=0.03,
-        momentum=0.9,
+        learning_rate: Any = 0.03,
+        momentum: float = 0.9,
         *,
-        layer_decay=None,
-        name="momentum_sgd",
-        **kwargs,
-    ):
+        layer_decay: float | None = None,
+        name: str = "momentum_sgd",
+        **kwargs: Any,
+    ) -> None:
         super().__init__(learning_rate, layer_decay=layer_decay, name=name, **kwargs)
         if not 0 <= momentum < 1:
             raise ValueError(
@@ -110,13 +153,18 @@ class MomentumSGD(_Optimizer):
             )
         self.momentum = momentum
 
-    def build(self, variables):
+    def build(self, variables: list[keras.Variable]) -> None:
         if self.built:
             return
         super().build(variables)
         self.traces = self.add_optimizer_variables(variables, "trace")
 
-    def update_step(self, gradient, variable, learning_rate):
+    def update_step(
+        self,
+        gradient: keras.KerasTensor,
+        variable: keras.Variable,
+        learning_rate: keras.KerasTensor,
+    ) -> None:
         index = self._get_variable_index(variable)
         trace = self.traces[index]
         gradient = ops.cast(gradient, variable.dtype)
@@ -124,8 +172,9 @@ class MomentumSGD(_Optimizer):
         self.assign(trace, new)
         rate = ops.cast(learning_rate * self._rate_factors[index], variable.dtype)
         self.assign_sub(variable, rate * new)
+        self._average(index, variable)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "momentum": self.momentum}
 
 
@@ -161,16 +210,16 @@ class KernelAdamW(_Optimizer):
 
     def __init__(
         self,
-        learning_rate=0.001,
-        kernel_decay=0.1,
-        beta_1=0.9,
-        beta_2=0.999,
-        epsilon=1e-8,
+        learning_rate: Any = 0.001,
+        kernel_decay: float = 0.1,
+        beta_1: float = 0.9,
+        beta_2: float = 0.999,
+        epsilon: float = 1e-8,
         *,
-        layer_decay=None,
-        name="kernel_adamw",
-        **kwargs,
-    ):
+        layer_decay: float | None = None,
+        name: str = "kernel_adamw",
+        **kwargs: Any,
+    ) -> None:
         super().__init__(learning_rate, layer_decay=layer_decay, name=name, **kwargs)
         if kernel_decay < 0:
             raise ValueError(
@@ -182,7 +231,7 @@ class KernelAdamW(_Optimizer):
         self.beta_2 = beta_2
         self.epsilon = epsilon
 
-    def build(self, variables):
+    def build(self, variables: list[keras.Variable]) -> None:
         if self.built:
             return
         super().build(variables)
@@ -194,7 +243,12 @@ class KernelAdamW(_Optimizer):
             for variable in variables
         ]
 
-    def update_step(self, gradient, variable, learning_rate):
+    def update_step(
+        self,
+        gradient: keras.KerasTensor,
+        variable: keras.Variable,
+        learning_rate: keras.KerasTensor,
+    ) -> None:
         index = self._get_variable_index(variable)
         mean, square = self.means[index], self.squares[index]
         dtype = variable.dtype
@@ -213,8 +267,9 @@ class KernelAdamW(_Optimizer):
             step = step + self._decays[index] * variable
         rate = ops.cast(learning_rate * self._rate_factors[index], dtype)
         self.assign_sub(variable, rate * step)
+        self._average(index, variable)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
             "kernel_decay": self.kernel_decay,
@@ -224,7 +279,9 @@ class KernelAdamW(_Optimizer):
         }
 
 
-def _rate_factors(variables, layer_decay):
+def _rate_factors(
+    variables: list[keras.Variable], layer_decay: float | None
+) -> list[float]:
     """Return one factor of the learning rate per variable.
 
     With N blocks: 1 for the head and the norm before it, `layer_decay ** (N - i)` for
@@ -245,7 +302,7 @@ def _rate_factors(variables, layer_decay):
     return factors
 
 
-def _num_replicas():
+def _num_replicas() -> int:
     """Return the number of replicas that share one optimizer step."""
     if keras.config.backend() != "tensorflow":
         return 1  # JAX and torch hand over gradients of the whole batch
@@ -254,7 +311,9 @@ def _num_replicas():
     return tf.distribute.get_strategy().num_replicas_in_sync
 
 
-def _clip_over_replicas(gradients, clip_norm):
+def _clip_over_replicas(
+    gradients: list[keras.KerasTensor], clip_norm: float
+) -> list[Any]:
     """Return gradients whose sum over the replicas has at most the global norm.
 
     Keras clips what each replica has, before it sums: N small gradients whose sum may
@@ -266,9 +325,12 @@ def _clip_over_replicas(gradients, clip_norm):
     replica = tf.distribute.get_replica_context()
     present = [gradient for gradient in gradients if gradient is not None]
     summed = replica.all_reduce(tf.distribute.ReduceOp.SUM, present)
+    summed = [tf.cast(gradient, "float32") for gradient in summed]
     clipped, _ = tf.clip_by_global_norm(summed, clip_norm)
     shares = iter(clipped)
     return [
-        None if gradient is None else next(shares) / replica.num_replicas_in_sync
+        None
+        if gradient is None
+        else tf.cast(next(shares) / replica.num_replicas_in_sync, gradient.dtype)
         for gradient in gradients
     ]

@@ -136,7 +136,7 @@ def test_rates_and_decay_shrink_with_depth(rule):
     depth = {
         "head/kernel": 0,
         "pre_head_layer_norm/gamma": 0,
-        "block_1/token_mixing/dense_0/kernel": 1,
+        "outer/block_1/token_mixing/dense_0/kernel": 1,
         "block_0/norm_0/gamma": 2,
         "stem/projection/kernel": 3,
     }
@@ -244,3 +244,31 @@ def test_replicas_train_like_one_device(case, replicas, tolerance):
 def test_accumulation_on_several_replicas_is_refused():
     result = under_a_strategy("accumulate", 2)
     assert "accumulation_steps=2 on 2 replicas" in result.stderr
+
+
+@pytest.mark.parametrize("rule", [MomentumSGD, KernelAdamW])
+def test_gradients_of_two_dtypes_are_clipped_by_one_norm(rule):
+    """A model under "bfloat16" has a head in float32."""
+    values = {"bfloat16": [3.0, 0.0], "float32": [0.0, 4.0]}
+    variables = [keras.Variable([0.0, 0.0], dtype=dtype) for dtype in values]
+    clipped = []
+
+    class Recording(rule):
+        def update_step(self, gradient, variable, learning_rate):
+            clipped.append(gradient)
+
+    gradients = [keras.ops.convert_to_tensor(v, dtype) for dtype, v in values.items()]
+    Recording(0.1, global_clipnorm=1.0).apply(gradients, variables)
+    assert [keras.backend.standardize_dtype(g.dtype) for g in clipped] == list(values)
+    first, second = (numpy(keras.ops.cast(g, "float32")) for g in clipped)
+    np.testing.assert_allclose(first, [0.6, 0.0], rtol=2**-8)
+    np.testing.assert_allclose(second, [0.0, 0.8], rtol=1e-6)
+
+
+def test_a_weight_without_gradient_is_its_own_average():
+    optimizer = MomentumSGD(0.1, use_ema=True, ema_momentum=0.5)
+    variables = [keras.Variable([1.0], name="a"), keras.Variable([7.0], name="b")]
+    with pytest.warns(UserWarning, match="Gradients do not exist"):
+        optimizer.apply([keras.ops.ones(1), None], variables)
+    optimizer.finalize_variable_values(variables)
+    np.testing.assert_allclose([numpy(v)[0] for v in variables], [0.9, 7.0], rtol=1e-6)
