@@ -22,6 +22,7 @@ from keras_mixer import data, distribution  # noqa: E402
 from keras_mixer.models.mixer import mlp_mixer  # noqa: E402
 from keras_mixer.training import resumable_fit  # noqa: E402
 from keras_mixer.training.optimizers import finetune_optimizer  # noqa: E402
+from keras_mixer.training.run_options import RunOptions  # noqa: E402
 
 STEPS = 8
 BATCH = 8
@@ -68,16 +69,15 @@ def train(devices, folder, *, total_steps=STEPS, save_every=4):
     """Two epochs of four steps, validated on 13 examples: nothing divides them."""
     with devices.scope():
         model = compiled_model(total_steps)
-    history = resumable_fit.fit(
-        model,
-        source(),
-        source(13, seed=1),
+    options = RunOptions(
         output_dir=folder,
         total_steps=total_steps,
         batch_size=BATCH,
         save_every=save_every,
-        distribution=devices,
         quiet=True,
+    )
+    history = resumable_fit.fit(
+        model, source(), source(13, seed=1), options=options, distribution=devices
     )
     return model, history.history
 

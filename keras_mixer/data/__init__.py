@@ -4,7 +4,7 @@ A `Source` is where examples come from; `training_batches` and `evaluation_batch
 one into batches. Preparing single pictures for a model is `keras_mixer.preprocess`.
 """
 
-from keras_mixer.data.augmentation import Augmentation
+from keras_mixer.data.augmentation import Augmentation, Crop
 from keras_mixer.data.batches import evaluation_batches, training_batches
 from keras_mixer.data.image_folder import from_folder
 from keras_mixer.data.opening import open_source, open_training_sources
@@ -12,6 +12,7 @@ from keras_mixer.data.sources import Source, from_arrays, from_tfds, hold_out
 
 __all__ = [
     "Augmentation",
+    "Crop",
     "Source",
     "evaluation_batches",
     "from_arrays",

@@ -27,6 +27,9 @@ from keras_mixer.training.recipes import (
 from keras_mixer.training.resumable_fit import (
     fit,
 )
+from keras_mixer.training.run_options import (
+    RunOptions,
+)
 from keras_mixer.training.runs import (
     check_logits,
     finetune,
@@ -48,6 +51,7 @@ __all__ = [
     "MomentumSGD",
     "PRETRAIN_RECIPES",
     "PretrainRecipe",
+    "RunOptions",
     "SigmoidCrossentropy",
     "add_lora",
     "check_logits",

@@ -12,10 +12,11 @@ al. 2016, "Training Deep Nets with Sublinear Memory Cost" (remat);
 import math
 from numbers import Integral
 
+import keras
 from keras import ops
 
 
-def freeze_body(model):
+def freeze_body(model: keras.Model) -> None:
     """Leave only the head to train: a linear probe.
 
     Args:
@@ -29,7 +30,7 @@ def freeze_body(model):
         layer.trainable = layer is head
 
 
-def add_lora(model, rank):
+def add_lora(model: keras.Model, rank: int) -> None:
     """Freeze the body and train a low-rank addition to each of its dense kernels.
 
     In every block, `kernel + A B` with `A` of shape `(inputs, rank)`, drawn, and `B` of
@@ -45,23 +46,8 @@ def add_lora(model, rank):
     Raises:
         ValueError: If `rank` is out of its range or the model has adapters.
     """
-    layers = [
-        dense
-        for block in model.blocks
-        for mixing in (block.token_mixing, block.channel_mixing)
-        for dense in (mixing.dense_0, mixing.dense_1)
-    ]
-    largest = min(min(dense.kernel.shape) for dense in layers)
-    if not isinstance(rank, Integral) or not 1 <= rank <= largest:
-        raise ValueError(
-            f"`rank` must be an integer in [1, {largest}], the smallest edge of the "
-            f"model's kernels. Received: rank={rank!r}"
-        )
-    if any(dense.lora_enabled for dense in layers):
-        raise ValueError(
-            "The model has adapters already. `keras_mixer.models.rebuilt(model)` "
-            "merges them."
-        )
+    check_lora_rank(model, rank)
+    layers = _dense_layers(model)
     for layer in model.layers:
         # A frozen block would freeze its adapters: what is in it is frozen instead.
         layer.trainable = layer in model.blocks or layer.name == "head"
@@ -73,7 +59,32 @@ def add_lora(model, rank):
         dense.enable_lora(int(rank))
 
 
-def set_remat(model, enabled=True):
+def check_lora_rank(model: keras.Model, rank: int) -> None:
+    """Raise a `ValueError` where `add_lora` would; the model is not changed."""
+    layers = _dense_layers(model)
+    largest = min(min(dense.kernel.shape) for dense in layers)
+    if not isinstance(rank, Integral) or not 1 <= rank <= largest:
+        raise ValueError(
+            f"`rank` must be an integer in [1, {largest}], the smallest edge of the "
+            f"model's kernels. Received: rank={rank!r}"
+        )
+    if any(dense.lora_enabled for dense in layers):
+        raise ValueError(
+            "The model has adapters already. `keras_mixer.models.rebuilt(model)` "
+            "merges them."
+        )
+
+
+def _dense_layers(model: keras.Model) -> list[keras.layers.Dense]:
+    return [
+        dense
+        for block in model.blocks
+        for mixing in (block.token_mixing, block.channel_mixing)
+        for dense in (mixing.dense_0, mixing.dense_1)
+    ]
+
+
+def set_remat(model: keras.Model, enabled: bool = True) -> None:
     """Choose whether training keeps the activations of the blocks or their inputs only.
 
     With remat the rest is computed again for the gradient: less memory, about a third
@@ -87,7 +98,7 @@ def set_remat(model, enabled=True):
         block.remat = bool(enabled)
 
 
-def set_head_bias(model, value):
+def set_head_bias(model: keras.Model, value: float) -> None:
     """Set every bias of the head to one value.
 
     With the sigmoid loss and 1000 classes big_vision starts at -6.9, about
@@ -106,7 +117,7 @@ def set_head_bias(model, value):
     bias.assign(ops.full(bias.shape, value, bias.dtype))
 
 
-def _head(model):
+def _head(model: keras.Model) -> keras.layers.Layer:
     head = model.layers[-1]
     if head.name != "head":
         raise ValueError(

@@ -3,6 +3,8 @@
 Source: `big_vision/utils.py`; Beyer et al. 2020, "Are we done with ImageNet?".
 """
 
+from typing import Any
+
 import keras
 from keras import ops
 
@@ -34,11 +36,11 @@ class SigmoidCrossentropy(keras.losses.Loss):
 
     def __init__(
         self,
-        label_smoothing=0.0,
-        reduction="sum_over_batch_size",
-        name="sigmoid_crossentropy",
-        **kwargs,
-    ):
+        label_smoothing: float = 0.0,
+        reduction: str | None = "sum_over_batch_size",
+        name: str = "sigmoid_crossentropy",
+        **kwargs: Any,
+    ) -> None:
         super().__init__(name=name, reduction=reduction, **kwargs)
         if not 0 <= label_smoothing < 1:
             raise ValueError(
@@ -47,11 +49,13 @@ class SigmoidCrossentropy(keras.losses.Loss):
             )
         self.label_smoothing = label_smoothing
 
-    def call(self, y_true, y_pred):
+    def call(
+        self, y_true: keras.KerasTensor, y_pred: keras.KerasTensor
+    ) -> keras.KerasTensor:
         targets = ops.cast(y_true, y_pred.dtype)
         targets = targets * (1 - self.label_smoothing) + self.label_smoothing / 2
         # -y log(sigmoid(z)) - (1 - y) log(sigmoid(-z)), and softplus(z) is the latter.
         return ops.sum(ops.softplus(y_pred) - targets * y_pred, axis=-1)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "label_smoothing": self.label_smoothing}

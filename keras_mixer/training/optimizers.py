@@ -6,21 +6,23 @@ Source: paper, section 3 and appendix B; `vit_jax/train.py`;
 `big_vision/configs/mlp_mixer_i1k.py`.
 """
 
+from typing import Any, Literal
+
 from keras_mixer.training.schedules import per_real_step, warmup_schedule
 from keras_mixer.training.update_rules import KernelAdamW, MomentumSGD
 
 
 def finetune_optimizer(
     *,
-    total_steps,
-    base_learning_rate=0.03,
-    warmup_steps=500,
-    momentum=0.9,
-    clip_norm=1.0,
-    accumulation_steps=1,
-    ema_momentum=None,
-    layer_decay=None,
-):
+    total_steps: int,
+    base_learning_rate: float = 0.03,
+    warmup_steps: int = 500,
+    momentum: float = 0.9,
+    clip_norm: float | None = 1.0,
+    accumulation_steps: int = 1,
+    ema_momentum: float | None = None,
+    layer_decay: float | None = None,
+) -> MomentumSGD:
     """Return the optimizer of the paper's fine-tuning.
 
     SGD with momentum, gradients clipped to a global norm, linear warm-up and cosine
@@ -63,17 +65,17 @@ def finetune_optimizer(
 
 def pretrain_optimizer(
     *,
-    total_steps,
-    base_learning_rate=0.001,
-    warmup_steps=10_000,
-    weight_decay=0.1,
-    clip_norm=1.0,
-    schedule="linear",
-    linear_end=1e-5,
-    accumulation_steps=1,
-    ema_momentum=None,
-    layer_decay=None,
-):
+    total_steps: int,
+    base_learning_rate: float = 0.001,
+    warmup_steps: int = 10_000,
+    weight_decay: float = 0.1,
+    clip_norm: float | None = 1.0,
+    schedule: Literal["linear", "cosine"] = "linear",
+    linear_end: float = 1e-5,
+    accumulation_steps: int = 1,
+    ema_momentum: float | None = None,
+    layer_decay: float | None = None,
+) -> KernelAdamW:
     """Return the AdamW of the paper's pre-training.
 
     Adam with b1 = 0.9, b2 = 0.999, epsilon = 1e-8; gradients clipped to a global norm;
@@ -115,8 +117,10 @@ def pretrain_optimizer(
     )
 
 
-def _keras_extras(accumulation_steps, ema_momentum):
-    arguments = {}
+def _keras_extras(
+    accumulation_steps: int, ema_momentum: float | None
+) -> dict[str, Any]:
+    arguments: dict[str, Any] = {}
     if accumulation_steps > 1:
         arguments["gradient_accumulation_steps"] = accumulation_steps
     if ema_momentum is not None:

@@ -1,26 +1,33 @@
-"""How far a run is, on a terminal as a bar and elsewhere as one line per stretch."""
+"""How far a run is: a bar on a terminal, lines elsewhere, and never a long silence."""
 
 import datetime
 import math
+import threading
 import time
+from types import TracebackType
+from typing import Any
 
 import keras
 from rich import progress as rich_progress
 from rich.console import Console
 
+# Without a terminal there is a line at least this often.
+_SECONDS_BETWEEN_LINES = 8.0
+
 
 class Progress(keras.callbacks.Callback):
     """A callback that shows steps, images per second and the time left.
 
-    On a terminal there is a bar while a stretch (one epoch of `fit`) goes on; its line
-    of results stays. Where the output is a file there are the lines alone.
+    On a terminal there is a bar, and one line of results stays for each epoch of `fit`,
+    that is each checkpoint interval. Where the output is a file there are these lines,
+    and one in between whenever the last is some seconds old.
 
     It asks the device for nothing: a step is counted where Keras has its logs anyway,
     on JAX in a thread beside the training loop, so no step waits for the one before.
 
     Args:
         total_steps: Steps of the whole run, as many as `fit` makes batches.
-        steps_per_epoch: Steps of one stretch.
+        steps_per_epoch: Steps of one epoch.
         batch_size: Images per step.
         first_step: Steps that were made before.
         batches_per_step: Batches of one optimizer step, by which the shown numbers of
@@ -34,14 +41,14 @@ class Progress(keras.callbacks.Callback):
     def __init__(
         self,
         *,
-        total_steps,
-        steps_per_epoch,
-        batch_size,
-        first_step=0,
-        batches_per_step=1,
-        console=None,
-        quiet=False,
-    ):
+        total_steps: int,
+        steps_per_epoch: int,
+        batch_size: int,
+        first_step: int = 0,
+        batches_per_step: int = 1,
+        console: Console | None = None,
+        quiet: bool = False,
+    ) -> None:
         super().__init__()
         self.total_steps = total_steps
         self.steps_per_epoch = steps_per_epoch
@@ -49,13 +56,17 @@ class Progress(keras.callbacks.Callback):
         self.first_step = first_step
         self.batches_per_step = batches_per_step
         self.console = console or Console(stderr=True, highlight=False, quiet=quiet)
-        self._bar = None
+        self._bar: rich_progress.Progress | None = None
         self._epoch_start = first_step
         self._first = self._last = (0, 0.0)
+        self._loss = math.nan
+        self._shown = time.monotonic()
+        self._is_over = threading.Event()
+        self._thread: threading.Thread | None = None
 
     @property
-    def images_per_second(self):
-        """Speed of the present stretch after its first step, NaN until it is known.
+    def images_per_second(self) -> float:
+        """Speed of the present epoch after its first step, NaN until it is known.
 
         The first step may hold a compilation.
         """
@@ -65,16 +76,19 @@ class Progress(keras.callbacks.Callback):
         return (last - first) * self.batch_size / (now - start)
 
     @property
-    def seconds_left(self):
+    def seconds_left(self) -> float:
         """Seconds to the end of the run at the present speed, NaN until it is known."""
         left = self.total_steps - self._epoch_start - self._last[0]
         return left * self.batch_size / self.images_per_second
 
-    def __enter__(self):
-        if self.console.is_terminal and not self.console.quiet:
+    def __enter__(self) -> "Progress":
+        if self.console.quiet:
+            return self
+        if self.console.is_terminal:
             columns = (
                 rich_progress.BarColumn(),
                 rich_progress.TextColumn("{task.fields[text]}"),
+                rich_progress.TimeElapsedColumn(),
             )
             self._bar = rich_progress.Progress(
                 *columns, console=self.console, transient=True, refresh_per_second=4
@@ -83,42 +97,73 @@ class Progress(keras.callbacks.Callback):
             self._task = self._bar.add_task(
                 "", total=self.total_steps, completed=self.first_step, text="starting"
             )
+        else:
+            self._is_over.clear()
+            self._shown = time.monotonic()
+            self._thread = threading.Thread(target=self._fill_silence, daemon=True)
+            self._thread.start()
         return self
 
-    def __exit__(self, *error):
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
         if self._bar:
             self._bar.stop()
             self._bar = None
+        if self._thread:
+            self._is_over.set()
+            self._thread.join()
+            self._thread = None
 
-    def on_epoch_begin(self, epoch, logs=None):
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         self._epoch_start = epoch * self.steps_per_epoch
         self._first = self._last = (0, 0.0)
 
-    def on_train_batch_end(self, batch, logs=None):
+    def on_train_batch_end(
+        self, batch: int, logs: dict[str, Any] | None = None
+    ) -> None:
         made = batch + 1
         if made <= self._last[0]:  # threads may come out of order
             return
         self._last = (made, time.perf_counter())
         if not self._first[0]:
             self._first = self._last
+        self._loss = (logs or {}).get("loss", math.nan)
         if self._bar:
-            text = f"{self._position()}  loss {logs['loss']:.4f}  {self._speed()}"
-            self._bar.update(self._task, completed=self._epoch_start + made, text=text)
+            self._bar.update(
+                self._task, completed=self._epoch_start + made, text=self._state()
+            )
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         numbers = "  ".join(
             f"{name} {value:.4g}"
-            for name, value in logs.items()
+            for name, value in (logs or {}).items()
             if name != "images_per_second"
         )
-        line = f"{self._position()}  {numbers}  {self._speed()}"
+        self._show(f"{self._position()}  {numbers}  {self._speed()}")
+
+    def _fill_silence(self) -> None:
+        """Print where the run is, whenever no line has come for a while."""
+        while not self._is_over.wait(0.5):
+            if time.monotonic() - self._shown >= _SECONDS_BETWEEN_LINES:
+                self._show(self._state())
+
+    def _show(self, line: str) -> None:
+        self._shown = time.monotonic()
         self.console.print(line.rstrip(), soft_wrap=True)
 
-    def _position(self):
+    def _state(self) -> str:
+        loss = "starting" if math.isnan(self._loss) else f"loss {self._loss:.4f}"
+        return f"{self._position()}  {loss}  {self._speed()}"
+
+    def _position(self) -> str:
         made = (self._epoch_start + self._last[0]) // self.batches_per_step
         return f"step {made:,}/{self.total_steps // self.batches_per_step:,}"
 
-    def _speed(self):
+    def _speed(self) -> str:
         if math.isnan(self.images_per_second):
             return ""
         speed = f"{self.images_per_second:,.0f} images/s"

@@ -1,6 +1,6 @@
 """The published numbers of training: one record per data set or pre-training run.
 
-A record only says numbers; `keras_mixer.optimizers` turns them into optimizers.
+A record only says numbers; `optimizers.py` turns them into optimizers.
 
 Source: paper, section 3, appendices B and C, table 4; Dosovitskiy et al. 2020, "An
 Image is Worth 16x16 Words", appendix B.1.1 (its fine-tuning is that of the paper);
@@ -8,6 +8,7 @@ Image is Worth 16x16 Words", appendix B.1.1 (its fine-tuning is that of the pape
 """
 
 import difflib
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 _WIDE_GRID = (0.003, 0.01, 0.03, 0.06)
@@ -149,7 +150,7 @@ BIG_VISION_B16 = PretrainRecipe(
 )
 
 
-def finetune_recipe(dataset):
+def finetune_recipe(dataset: str) -> FinetuneRecipe:
     """Return the paper's fine-tuning of a data set.
 
     Args:
@@ -169,7 +170,7 @@ def finetune_recipe(dataset):
     return FINETUNE_RECIPES[name]
 
 
-def pretrain_recipe(variant, dataset):
+def pretrain_recipe(variant: str, dataset: str) -> PretrainRecipe:
     """Return the paper's pre-training of a model on a data set.
 
     Args:
@@ -189,7 +190,7 @@ def pretrain_recipe(variant, dataset):
     return PRETRAIN_RECIPES[row]
 
 
-def _known(name, recipes):
+def _known(name: str, recipes: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, recipes, n=1)
     hint = f"Did you mean {close[0]!r}? " if close else ""
     return f"{hint}It has {', '.join(recipes)}."

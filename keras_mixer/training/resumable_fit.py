@@ -6,386 +6,441 @@ checkpoints. So a run that was killed at any moment and goes on from its last ch
 makes, on one device, bit for bit the steps of a run that never stopped.
 """
 
-import json
+import contextlib
 import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
 
 from keras_mixer import data
 from keras_mixer.distribution import SingleDevice
-from keras_mixer.training.log import TrainingLog
+from keras_mixer.training.averages import averaged_weights, inner_optimizer
+from keras_mixer.training.checkpoint_intervals import CheckpointIntervals
+from keras_mixer.training.log import Numbers, TrainingLog, keras_history
+from keras_mixer.training.processes import agreed
 from keras_mixer.training.progress import Progress
 from keras_mixer.training.run_checkpoints import (
+    Checkpoint,
     Checkpoints,
-    first_not_finite,
     read_checkpoint,
     restore,
     seed_states,
     state_of,
 )
+from keras_mixer.training.run_folder import sole_writer
+from keras_mixer.training.run_options import RunOptions
+from keras_mixer.training.run_settings import (
+    check_settings,
+    remember_as_left,
+    run_settings,
+)
+from keras_mixer.training.trackers import Tracker, trackers
+
+
+@dataclass(frozen=True)
+class RunData:
+    """What a run reads.
+
+    Attributes:
+        train: The `data.Source` to train on.
+        validation: The `data.Source` to measure on, or `None`.
+        augmentation: What happens to the training images.
+    """
+
+    train: data.Source
+    validation: data.Source | None = None
+    augmentation: data.Augmentation = data.Augmentation()
+
+
+@dataclass(frozen=True)
+class Compilation:
+    """How a model is made ready to train; nothing is changed before `make` is called.
+
+    Attributes:
+        optimizer: The optimizer that `make` compiles with.
+        loss: The loss that `make` compiles with.
+        make: Adapts and compiles the model.
+    """
+
+    optimizer: keras.Optimizer
+    loss: Any
+    make: Callable[[], None]
+
+    @property
+    def accumulation(self) -> int:
+        """Batches of one optimizer step."""
+        return inner_optimizer(self.optimizer).gradient_accumulation_steps or 1
 
 
 def fit(
-    model,
-    train,
-    validation=None,
+    model: keras.Model,
+    train: data.Source,
+    validation: data.Source | None = None,
     *,
-    output_dir,
-    total_steps,
-    batch_size,
-    seed=0,
-    save_every=500,
-    validate_every=None,
-    keep=2,
-    use_best=False,
-    resume=False,
-    tensorboard=False,
-    distribution=None,
-    deterministic=True,
-    quiet=False,
-    **augmentation,
-):
-    """Train a compiled model for `total_steps`, in stretches of `save_every` steps.
+    options: RunOptions,
+    augmentation: data.Augmentation | None = None,
+    distribution: Any = None,
+    callbacks: Sequence[keras.callbacks.Callback] = (),
+) -> keras.callbacks.History:
+    """Train a compiled model for a number of steps, with checkpoints in between.
 
-    After each stretch the numbers of `log.csv` are written, validation ones included,
-    and then a checkpoint. With gradient accumulation, which the optimizer knows of, one
-    step is made of several batches that add up to `batch_size`. With averaged weights
-    (EMA) the validation is theirs, and at the end the model has them.
+    Rows of `log.csv` come every `log_every` steps; every `save_every` steps the model
+    is measured and a checkpoint is written. With gradient accumulation, which the
+    optimizer knows of, one step is made of several batches that add up to `batch_size`.
+    With averaged weights (EMA) the validation is theirs, and at the end the model has
+    them.
 
     Args:
         model: A compiled `MLPMixer`.
         train: The `data.Source` to train on.
         validation: The `data.Source` to measure on, or `None`.
-        output_dir: Folder of `checkpoints/`, `log.csv` and `tensorboard/`. Several
-            processes must all see it.
-        total_steps: Optimizer steps of the whole run.
-        batch_size: Images of one optimizer step, over all devices.
-        seed: Seed of the order of the images, their augmentation, and of dropout.
-        save_every: Steps between two checkpoints.
-        validate_every: Steps between two validations, a multiple of `save_every`;
-            `None` for each checkpoint. The last step is always measured.
-        keep: How many of the last checkpoints stay, beside the one with the best
-            validation accuracy.
-        use_best: Whether the model ends with that one's weights, not the last.
-        resume: Whether to go on from the last whole checkpoint in `output_dir`; without
-            any, the run starts.
-        tensorboard: Whether to write logs for TensorBoard, too.
+        options: Where to, how long, how often.
+        augmentation: What happens to the training images; `None` for
+            `data.Augmentation()`.
         distribution: What `distribution.start` returned; `None` for one device.
-        deterministic: Whether TensorFlow compiles the step with XLA on one device.
-            Without it the order of its sums varies from run to run, and a run that goes
-            on agrees up to rounding only. JAX computes so anyway. (On GPUs set
-            `XLA_FLAGS=--xla_gpu_deterministic_ops=true`, too, for either.)
-        quiet: Whether to print nothing.
-        **augmentation: Passed to `data.training_batches`.
+        callbacks: Keras callbacks, called as in `model.fit`. One epoch is one
+            checkpoint interval, and the numbers of epochs go on in a run that is
+            resumed. A callback that stops the training in the middle of an interval
+            leaves no checkpoint of it.
 
     Returns:
-        Keras's `History`, one entry per stretch, those before an interruption included.
+        Keras's `History`, one entry per checkpoint interval, those before an
+        interruption included.
 
     Raises:
         FloatingPointError: If the loss or a weight is no longer a finite number. The
             last good checkpoint stays, and the model has its weights, as after any
             other exception.
-        FileExistsError: If there are checkpoints and `resume` is false.
-        ImportError: If TensorBoard is asked for and not installed.
+        FileExistsError: If there are checkpoints and `resume` is false, or another run
+            writes there.
+        ImportError: If a tracker is asked for and not installed.
+        OSError: If a file cannot be written or read.
+        RuntimeError: If the processes of the job found different checkpoints.
         ValueError: If an argument is out of range, or the checkpoints to go on from are
             of a run with other arguments.
     """
-    validate_every = validate_every or save_every
-    accumulation = _inner(model.optimizer).gradient_accumulation_steps or 1
-    _check_steps(total_steps, batch_size, save_every, validate_every, accumulation)
-    if use_best and validation is None:
-        raise ValueError("`use_best` needs `validation`. Received: validation=None")
-    devices = distribution or SingleDevice()
-    output_dir = Path(output_dir)
-    checkpoints = Checkpoints(output_dir / "checkpoints", keep=keep)
-    if devices.is_chief and checkpoints.paths and not resume:
-        raise FileExistsError(
-            f"{str(output_dir)!r} holds a run. Go on with it (`resume=True`, --resume) "
-            "or choose another folder."
-        )
-    if (
-        deterministic
-        and devices.num_replicas == 1
-        and keras.config.backend() == "tensorflow"
-    ):
-        model.jit_compile = True
-    settings = _settings(model, train, augmentation) | {
-        "total_steps": total_steps,
-        "batch_size": batch_size,
-        "seed": seed,
-        "save_every": save_every,
-    }
-    log = TrainingLog(
-        output_dir / "log.csv",
-        tensorboard=output_dir / "tensorboard" if tensorboard else None,
-        is_writer=devices.is_chief,
+    return run(
+        model,
+        RunData(train, validation, augmentation or data.Augmentation()),
+        compilation=Compilation(model.optimizer, model.loss, lambda: None),
+        options=options,
+        devices=distribution or SingleDevice(),
+        callbacks=callbacks,
     )
-    with devices.scope():
-        step = _begin(model, checkpoints, settings, seed, devices.is_chief)
-    log.go_on_from(step)
-    size = model.input_shape[1:3]
-    micro_batch = batch_size // accumulation
-    stretches = _Stretches(
-        checkpoints=checkpoints,
-        settings=settings,
-        log=log,
-        devices=devices,
-        total_steps=total_steps,
-        save_every=save_every,
-        validate_every=validate_every,
-        accumulation=accumulation,
-        validation_batches=validation
-        and data.evaluation_batches(
-            validation,
-            image_size=size,
-            batch_size=micro_batch,
-            preprocessing=model.preprocessing,
-            shard=devices.shard,
-        ),
-        progress=Progress(
-            total_steps=total_steps * accumulation,
-            steps_per_epoch=save_every * accumulation,
-            batch_size=micro_batch,
-            first_step=step * accumulation,
-            batches_per_step=accumulation,
-            quiet=quiet or not devices.is_chief,
-        ),
-    )
-    try:
-        if step < total_steps:
-            batches = data.training_batches(
-                train,
-                image_size=size,
-                batch_size=micro_batch,
-                seed=seed,
-                first_step=step * accumulation,
-                shard=devices.shard,
-                **augmentation,
-            )
-            with stretches.progress:
-                devices.fit(
-                    model,
-                    batches,
-                    initial_epoch=step // save_every,
-                    epochs=math.ceil(total_steps / save_every),
-                    steps_per_epoch=save_every * accumulation,
-                    callbacks=[stretches, stretches.progress],
-                    shuffle=False,  # the stream is
-                    verbose=0,
-                )
-    except BaseException as error:
-        # On JAX the weights may be gone: the failed step was given their memory.
-        with devices.scope():
-            if good := checkpoints.latest():
-                restore(model, good.arrays)
-                error.add_note(f"The last good checkpoint: {good.path}")
-        raise
-    with devices.scope():
-        if use_best:
-            restore(model, read_checkpoint(checkpoints.best()).arrays)
-        model.optimizer.finalize_variable_values(model.trainable_variables)
-    return log.history(model)
 
 
-class _Stretches(keras.callbacks.Callback):
-    """What happens between two stretches, in this order: measure, log, save.
+def run(
+    model: keras.Model,
+    run_data: RunData,
+    *,
+    compilation: Compilation,
+    options: RunOptions,
+    devices: Any,
+    callbacks: Sequence[keras.callbacks.Callback] = (),
+) -> keras.callbacks.History:
+    """Make a run as `fit` does; the model is compiled when all else is checked.
 
-    The row comes before the checkpoint: a run that is killed between them drops it and
-    writes it again, and never misses one.
+    Args:
+        model: An `MLPMixer`.
+        run_data: What to read.
+        compilation: How the model is made ready.
+        options: As in `fit`.
+        devices: What `distribution.start` returned.
+        callbacks: As in `fit`.
     """
+    accumulation = compilation.accumulation
+    _check(run_data, options, accumulation, devices, callbacks)
+    _streams(model, run_data, options, devices, accumulation)
+    found_trackers = trackers(options) if devices.is_chief else []
+    settings = run_settings(
+        model,
+        run_data.train,
+        run_data.validation,
+        augmentation=run_data.augmentation,
+        options=options,
+        optimizer=compilation.optimizer,
+        loss=compilation.loss,
+    )
+    checkpoints = Checkpoints(options.folder / "checkpoints", keep=options.keep)
+    with contextlib.ExitStack() as stack:
 
-    async_safe = True
+        def find() -> Checkpoint | None:
+            if devices.is_chief:
+                stack.enter_context(sole_writer(options.folder))
+            return _to_go_on_from(checkpoints, options, settings)
 
-    def __init__(
-        self,
-        *,
-        checkpoints,
-        settings,
-        log,
-        devices,
-        total_steps,
-        save_every,
-        validate_every,
-        accumulation,
-        validation_batches,
-        progress,
-    ):
-        super().__init__()
-        self.checkpoints = checkpoints
-        self.settings = settings
-        self.log = log
-        self.devices = devices
-        self.total_steps = total_steps
-        self.save_every = save_every
-        self.validate_every = validate_every
-        self.accumulation = accumulation
-        self.validation_batches = validation_batches
-        self.progress = progress
-        self._last_batch = None
-        self._bad_batches = set()
-
-    def on_epoch_begin(self, epoch, logs=None):
-        steps = min(self.save_every, self.total_steps - epoch * self.save_every)
-        self._last_batch = steps * self.accumulation - 1
-
-    def on_train_batch_begin(self, batch, logs=None):
-        # Keras ends the epoch after the batch in which this is set.
-        if batch + self.model.steps_per_execution > self._last_batch:
-            self.model.stop_training = True
-
-    def on_train_batch_end(self, batch, logs=None):
-        if not math.isfinite(logs["loss"]):
-            self._bad_batches.add(batch)
-            # Processes that share a model must leave a stretch at the same step.
-            if self.devices.shard == (0, 1):
-                self.model.stop_training = True
-
-    def on_epoch_end(self, epoch, logs=None):
-        start = epoch * self.save_every
-        step = min(start + self.save_every, self.total_steps)
-        if self._bad_batches:
-            bad = start + min(self._bad_batches) // self.accumulation + 1
-            raise _not_finite("the loss", bad)
-        state = state_of(self.model)
-        if name := first_not_finite(state):
-            raise _not_finite(name, step)
-        logs["learning_rate"] = float(
-            keras.ops.convert_to_numpy(self.model.optimizer.learning_rate)
+        checkpoint = agreed(find, devices)
+        log = TrainingLog(
+            options.folder / "log.csv",
+            trackers=found_trackers,
+            is_writer=devices.is_chief,
         )
-        if math.isfinite(self.progress.images_per_second):
-            logs["images_per_second"] = self.progress.images_per_second
-        if step % self.validate_every == 0 or step == self.total_steps:
-            logs.update(self._validate())
-        self.log.append(step, logs)
-        if self.devices.is_chief:
-            self.checkpoints.write(
-                step, state, settings=self.settings, score=logs.get("val_accuracy")
+        log.go_on_from(checkpoint.step if checkpoint else 0)
+        with devices.scope():
+            compilation.make()
+            _begin(model, checkpoints, checkpoint, settings, options, devices)
+        if options.deterministic and devices.num_replicas == 1:
+            stack.enter_context(_compiled_with_xla(model))
+        stack.enter_context(_started(found_trackers, settings))
+        stack.callback(log.flush)
+        history = _history(checkpoint, log)
+        with _good_weights_after_errors(model, checkpoints, settings, devices):
+            _train(
+                model,
+                run_data,
+                intervals=partial(
+                    CheckpointIntervals,
+                    checkpoints=checkpoints,
+                    settings=settings,
+                    log=log,
+                    history=history,
+                ),
+                options=options,
+                devices=devices,
+                accumulation=accumulation,
+                first_step=checkpoint.step if checkpoint else 0,
+                callbacks=callbacks,
             )
-        self.model.stop_training = step == self.total_steps
+        with devices.scope():
+            if options.use_best:
+                restore(model, read_checkpoint(_best(checkpoints)).arrays)
+            model.optimizer.finalize_variable_values(model.trainable_variables)
+        remember_as_left(model, settings)
+    return keras_history(model, history)
 
-    def _validate(self):
-        if self.validation_batches is None:
-            return {}
-        averages = _averages(self.model.optimizer)
-        _swap(averages)
-        try:
-            numbers = self.devices.evaluate(
-                self.model, self.validation_batches, verbose=0, return_dict=True
+
+def _check(
+    run_data: RunData,
+    options: RunOptions,
+    accumulation: int,
+    devices: Any,
+    callbacks: Sequence[keras.callbacks.Callback],
+) -> None:
+    if options.batch_size % (accumulation * devices.num_replicas):
+        raise ValueError(
+            "`batch_size` must be a multiple of `accumulation_steps` times the number "
+            f"of replicas. Received: batch_size={options.batch_size}, "
+            f"accumulation_steps={accumulation}, {devices.num_replicas} replicas"
+        )
+    if options.use_best and run_data.validation is None:
+        raise ValueError("`use_best` needs `validation`. Received: validation=None")
+    for callback in callbacks:
+        if not isinstance(callback, keras.callbacks.Callback):
+            raise ValueError(
+                f"`callbacks` must be Keras callbacks. Received: {callback!r}"
             )
-        finally:
-            _swap(averages)
-        return {f"val_{name}": value for name, value in numbers.items()}
 
 
-def _begin(model, checkpoints, settings, seed, is_chief):
-    """Restore the last whole checkpoint, or make the first; return its step."""
+def _streams(
+    model: keras.Model,
+    run_data: RunData,
+    options: RunOptions,
+    devices: Any,
+    accumulation: int,
+    first_step: int = 0,
+) -> tuple[Any, Any]:
+    """Return the batches to train on and, or `None`, those to measure on."""
+    common = {
+        "image_size": model.input_shape[1:3],
+        "batch_size": options.batch_size // accumulation,
+        "shard": devices.shard,
+    }
+    training = data.training_batches(
+        run_data.train,
+        augmentation=run_data.augmentation,
+        seed=options.seed,
+        first_step=first_step * accumulation,
+        **common,
+    )
+    if run_data.validation is None:
+        return training, None
+    measured = data.evaluation_batches(
+        run_data.validation, preprocessing=model.preprocessing, **common
+    )
+    return training, measured
+
+
+def _to_go_on_from(
+    checkpoints: Checkpoints, options: RunOptions, settings: dict[str, Any]
+) -> Checkpoint | None:
+    if not options.resume:
+        if checkpoints.paths:
+            raise FileExistsError(
+                f"{str(options.folder)!r} holds a run. Go on with it (`resume=True`, "
+                "--resume) or choose another folder."
+            )
+        return None
     checkpoint = checkpoints.latest()
     if checkpoint is not None:
-        _check_settings(checkpoint, settings)
+        check_settings(checkpoint, settings)
+    return checkpoint
+
+
+def _begin(
+    model: keras.Model,
+    checkpoints: Checkpoints,
+    checkpoint: Checkpoint | None,
+    settings: dict[str, Any],
+    options: RunOptions,
+    devices: Any,
+) -> None:
+    """Restore the checkpoint, or make the first."""
+    if checkpoint is not None:
         restore(model, checkpoint.arrays)
-        if is_chief:
-            checkpoints.remove_after(checkpoint.step)
-        return checkpoint.step
+        if devices.is_chief:
+            checkpoints.set_aside_after(checkpoint.step)
+        return
     states = seed_states(model)
-    numbers = np.random.SeedSequence(seed).generate_state(len(states))
+    numbers = np.random.SeedSequence(options.seed).generate_state(len(states))
     for state, number in zip(states, numbers, strict=True):
         state.assign([number % 10**9, 0])  # as Keras draws them
-    state = state_of(model)
-    if is_chief:
-        checkpoints.write(0, state, settings=settings)
-    return 0
+    arrays = state_of(model)
+    if devices.is_chief:
+        checkpoints.write(0, arrays, settings=settings, history=[])
 
 
-def _settings(model, train, augmentation):
-    """Return what must be the same when a run goes on, as in JSON."""
-    settings = {
-        "model": model.config,
-        "dtype": model.blocks[0].dtype_policy.name,
-        "optimizer": keras.optimizers.serialize(model.optimizer),
-        "loss": keras.losses.serialize(keras.losses.get(model.loss)),
-        "examples": train.num_examples,
-        "labels": train.label_names,
-        "augmentation": augmentation,
-    }
-    return json.loads(json.dumps(settings))
-
-
-def _check_settings(checkpoint, settings):
-    before, now = (
-        # Where a class is written is no setting: it moves when the package changes.
-        {n: v for n, v in _flat(s).items() if n.rpartition(".")[2] != "module"}
-        for s in (checkpoint.settings, settings)
-    )
-    lines = [
-        f"  {name}: {before.get(name)!r} there, {now.get(name)!r} now"
-        for name in sorted(before.keys() | now.keys())
-        if before.get(name) != now.get(name)
-    ]
-    if lines:
-        raise ValueError(
-            f"{checkpoint.path} is of a run with other arguments. Give the same, or "
-            "choose another folder.\n" + "\n".join(lines)
-        )
-
-
-def _flat(value, prefix=""):
-    """Return nested dictionaries as one, with dotted names."""
-    if not isinstance(value, dict):
-        return {prefix: value}
-    flat = {}
-    for name, inner in value.items():
-        flat |= _flat(inner, f"{prefix}.{name}" if prefix else name)
-    return flat
-
-
-def _check_steps(total_steps, batch_size, save_every, validate_every, accumulation):
-    if total_steps < 1:
-        raise ValueError(
-            f"`total_steps` must be at least 1. Received: total_steps={total_steps}"
-        )
-    if save_every < 1 or validate_every % save_every:
-        raise ValueError(
-            "`save_every` must be at least 1, and `validate_every` a multiple of it. "
-            f"Received: save_every={save_every}, validate_every={validate_every}"
-        )
-    if batch_size < 1 or batch_size % accumulation:
-        raise ValueError(
-            "`batch_size` must be a positive multiple of `accumulation_steps`. "
-            f"Received: batch_size={batch_size}, accumulation_steps={accumulation}"
-        )
-
-
-def _not_finite(name, step):
-    return FloatingPointError(
-        f"Training stopped: {name} is NaN or infinite at step {step}. A smaller "
-        "learning rate, a longer warm-up or clipping may help."
-    )
-
-
-def _averages(optimizer):
-    """Return pairs of a trained weight and its average, none without EMA."""
-    optimizer = _inner(optimizer)
-    if not optimizer.use_ema:
+def _history(checkpoint: Checkpoint | None, log: TrainingLog) -> list[Numbers]:
+    if checkpoint is None:
         return []
-    return list(
-        zip(
-            optimizer._trainable_variables,
-            optimizer._model_variables_moving_average,
-            strict=True,
-        )
+    if checkpoint.history is None:  # files that had none had one row per checkpoint
+        return list(log.rows)
+    return list(checkpoint.history)
+
+
+def _train(
+    model: keras.Model,
+    run_data: RunData,
+    *,
+    intervals: Callable[..., CheckpointIntervals],
+    options: RunOptions,
+    devices: Any,
+    accumulation: int,
+    first_step: int,
+    callbacks: Sequence[keras.callbacks.Callback],
+) -> None:
+    if first_step >= options.total_steps:
+        return
+    batches, measured = _streams(
+        model, run_data, options, devices, accumulation, first_step
     )
+    with Progress(
+        total_steps=options.total_steps * accumulation,
+        steps_per_epoch=options.save_every * accumulation,
+        batch_size=options.batch_size // accumulation,
+        first_step=first_step * accumulation,
+        batches_per_step=accumulation,
+        quiet=options.quiet or not devices.is_chief,
+    ) as progress:
+        own = intervals(
+            options=options,
+            devices=devices,
+            accumulation=accumulation,
+            progress=progress,
+            validate=lambda: _measured(model, measured, devices, callbacks),
+        )
+        devices.fit(
+            model,
+            batches,
+            initial_epoch=first_step // options.save_every,
+            epochs=math.ceil(options.total_steps / options.save_every),
+            steps_per_epoch=options.save_every * accumulation,
+            callbacks=[own, progress, *callbacks],
+            shuffle=False,  # the stream is
+            verbose=0,
+        )
 
 
-def _inner(optimizer):
-    """Return the optimizer that Keras wraps to scale the loss under float16."""
-    return getattr(optimizer, "inner_optimizer", optimizer)
+def _measured(
+    model: keras.Model,
+    batches: Any,
+    devices: Any,
+    callbacks: Sequence[keras.callbacks.Callback],
+) -> Numbers:
+    """Return the numbers of the validation data, `callbacks` called as in `fit`."""
+    if batches is None:
+        return {}
+    listeners = keras.callbacks.CallbackList(list(callbacks))
+    with averaged_weights(model):
+        if isinstance(devices, SingleDevice):
+            found = devices.evaluate(
+                model, batches, callbacks=listeners, verbose=0, return_dict=True
+            )
+        else:  # loops that know no callbacks
+            listeners.on_test_begin()
+            found = devices.evaluate(model, batches, verbose=0, return_dict=True)
+            listeners.on_test_end(found)
+    return {f"val_{name}": value for name, value in found.items()}
 
 
-def _swap(pairs):
-    """Swap the values of variables, exactly: Keras's own callback rounds on TF."""
-    for one, other in pairs:
-        value = keras.ops.copy(one)
-        one.assign(other)
-        other.assign(value)
+def _best(checkpoints: Checkpoints) -> Path:
+    best = checkpoints.best()
+    if best is None:
+        raise ValueError(
+            "`use_best` needs a metric named accuracy. Received: a model compiled "
+            "without. The model has its last weights."
+        )
+    return best
+
+
+@contextlib.contextmanager
+def _good_weights_after_errors(
+    model: keras.Model,
+    checkpoints: Checkpoints,
+    settings: dict[str, Any],
+    devices: Any,
+) -> Iterator[None]:
+    """Leave the model with the weights of the last good checkpoint, and say which.
+
+    On JAX the weights may be gone: the failed step was given their memory.
+    """
+    try:
+        yield
+    except BaseException as error:
+        try:
+            good = checkpoints.latest()
+            if good is not None:
+                with devices.scope():
+                    restore(model, good.arrays)
+                remember_as_left(model, settings)
+                error.add_note(f"The last good checkpoint: {good.path}")
+        except (OSError, ValueError) as second:
+            error.add_note(f"The model has no usable weights: {second}")
+        if isinstance(error, KeyboardInterrupt):
+            error.add_note("Go on from there with `resume=True` (--resume).")
+        raise
+
+
+@contextlib.contextmanager
+def _compiled_with_xla(model: keras.Model) -> Iterator[None]:
+    """Let TensorFlow compile the steps of one device with XLA, then as before."""
+    before = model.jit_compile
+    if keras.config.backend() != "tensorflow" or before is True:
+        yield
+        return
+
+    def compile_with(value: Any) -> None:
+        model.jit_compile = value
+        # Keras makes these once and would keep those that were compiled otherwise.
+        model.train_function = model.test_function = model.predict_function = None
+
+    compile_with(True)
+    try:
+        yield
+    finally:
+        compile_with(before)
+
+
+@contextlib.contextmanager
+def _started(
+    all_trackers: Sequence[Tracker], settings: dict[str, Any]
+) -> Iterator[None]:
+    with contextlib.ExitStack() as stack:
+        for tracker in all_trackers:
+            tracker.start(settings)
+            stack.callback(tracker.close)
+        yield

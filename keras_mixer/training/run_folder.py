@@ -1,4 +1,4 @@
-"""The folder of a run: one writer at a time, and errors of the disk that name a path."""
+"""The folder of a run: one writer at a time, and disk errors that name the path."""
 
 import contextlib
 import errno

@@ -7,37 +7,87 @@ Source: paper, section 3 and appendices B and C; `vit_jax/train.py`;
 `big_vision/configs/mlp_mixer_i1k.py`.
 """
 
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any, Literal, TypeVar
 
 import keras
 
+from keras_mixer import data
 from keras_mixer.distribution import SingleDevice
-from keras_mixer.training.adaptation import add_lora, freeze_body, set_remat
+from keras_mixer.training.adaptation import (
+    add_lora,
+    check_lora_rank,
+    freeze_body,
+    set_remat,
+)
 from keras_mixer.training.losses import SigmoidCrossentropy
 from keras_mixer.training.optimizers import (
     finetune_optimizer,
     pretrain_optimizer,
 )
-from keras_mixer.training.resumable_fit import fit
+from keras_mixer.training.resumable_fit import Compilation, RunData, run
+from keras_mixer.training.run_options import RunOptions
+
+Loss = Literal["softmax", "sigmoid"]
+_Record = TypeVar("_Record")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Objective:
+    """What both recipes share: the loss, and how a step is made of batches."""
+
+    loss: Loss
+    label_smoothing: float
+    accumulation_steps: int
+    ema_momentum: float | None
+    remat: bool
 
 
 def finetune(
-    model,
-    train,
-    validation=None,
+    model: keras.Model,
+    train: data.Source,
+    validation: data.Source | None = None,
     *,
-    output_dir,
-    total_steps,
-    batch_size=512,
-    base_learning_rate=0.03,
-    warmup_steps=500,
-    clip_norm=1.0,
-    layer_decay=None,
-    train_only=None,
-    lora_rank=None,
-    crop="inception",
-    **run,
-):
+    output_dir: str | Path,
+    total_steps: int,
+    batch_size: int = 512,
+    base_learning_rate: float = 0.03,
+    warmup_steps: int = 500,
+    clip_norm: float | None = 1.0,
+    layer_decay: float | None = None,
+    train_only: Literal["head"] | None = None,
+    lora_rank: int | None = None,
+    loss: Loss = "softmax",
+    label_smoothing: float = 0.0,
+    accumulation_steps: int = 1,
+    ema_momentum: float | None = None,
+    remat: bool = False,
+    crop: data.Crop = "inception",
+    pad: int = 4,
+    area_range: tuple[float, float] = (0.05, 1.0),
+    flip: bool = True,
+    randaugment: tuple[int, float] | tuple[int, float, float] | None = None,
+    random_erasing: float = 0.0,
+    mixup: float = 0.0,
+    cutmix: float = 0.0,
+    seed: int = 0,
+    save_every: int = 500,
+    log_every: int | None = None,
+    validate_every: int | None = None,
+    keep: int = 2,
+    use_best: bool = False,
+    resume: bool = False,
+    tensorboard: bool = False,
+    wandb: bool = False,
+    mlflow: bool = False,
+    deterministic: bool = True,
+    quiet: bool = False,
+    distribution: Any = None,
+    callbacks: Sequence[keras.callbacks.Callback] = (),
+) -> keras.callbacks.History:
     """Fine-tune `model` as the paper does.
 
     SGD with momentum 0.9, gradients clipped to a global norm, linear warm-up, cosine
@@ -53,82 +103,131 @@ def finetune(
         batch_size: Images of one optimizer step, over all devices and accumulations.
         base_learning_rate: Peak learning rate.
         warmup_steps: Steps from 0 to the peak.
-        clip_norm: Largest global norm of the gradients.
+        clip_norm: Largest global norm of the gradients; `None` does not clip.
         layer_decay: Factor of the learning rate per block below the head, in (0, 1];
             `None` for one rate.
         train_only: `"head"` for a linear probe, `None` for all weights.
         lora_rank: Rank of adapters that are trained instead of the blocks' kernels;
             `None` for none.
-        crop: As in `data.training_batches`.
-        **run: Further arguments of the run: `loss`, `label_smoothing`,
-            `accumulation_steps`, `ema_momentum` and `remat` as in `pretrain`, and those
-            of `resumable_fit.fit` (`seed`, `save_every`, `validate_every`, `keep`,
-            `use_best`, `resume`, `tensorboard`, `distribution`, `quiet`, `mixup`,
-            `randaugment`, ...).
+        loss: `"softmax"` or `"sigmoid"` cross-entropy.
+        label_smoothing: Share of the target spread over all classes, in [0, 1).
+        accumulation_steps: Batches of `batch_size / accumulation_steps` that make one
+            step.
+        ema_momentum: Momentum of averaged weights, with which the model is measured and
+            ends, in [0, 1]; `None` for none.
+        remat: Whether to compute the blocks again in the backward pass, to save memory.
+        crop: `"inception"`, `"pad"` or `"none"`, as in `data.Augmentation`.
+        pad: Zero pixels on each side before the crop of `crop="pad"`.
+        area_range: Smallest and largest share of the area for `crop="inception"`.
+        flip: Whether half of the images are mirrored left to right.
+        randaugment: Number of operations and magnitude, such as `(2, 15)`; `None` for
+            no RandAugment.
+        random_erasing: Probability that a rectangle of an image becomes noise, in
+            [0, 1].
+        mixup: Parameter of mixup's Beta distribution, 0 for no mixup.
+        cutmix: Parameter of CutMix's Beta distribution, 0 for no CutMix.
+        seed: Seed of the order of the images, their augmentation, and of dropout.
+        save_every: Steps between two checkpoints. Callbacks see it as one epoch.
+        log_every: Steps between two rows of `log.csv`; `None` for a hundredth of the
+            run, but not more than `save_every`.
+        validate_every: Steps between two validations, a multiple of `save_every`;
+            `None` for each checkpoint. The last step is always measured.
+        keep: How many of the last checkpoints stay, beside the best one.
+        use_best: Whether the model ends with the weights of the best validation
+            accuracy, not the last.
+        resume: Whether to go on from the last whole checkpoint in `output_dir`; without
+            any, the run starts.
+        tensorboard: Whether to write logs for TensorBoard, too.
+        wandb: Whether to send the rows to Weights & Biases, too.
+        mlflow: Whether to send the rows to MLflow, too.
+        deterministic: Whether TensorFlow compiles the step with XLA on one device, so
+            that a run that goes on agrees to the bit; see `RunOptions`.
+        quiet: Whether to print nothing.
+        distribution: What `distribution.start` returned; `None` for one device.
+        callbacks: Keras callbacks, called as in `model.fit`; see `fit`.
 
     Returns:
-        Keras's `History`, one entry per checkpoint.
+        Keras's `History`, one entry per checkpoint interval.
 
     Raises:
         ValueError: If an argument is out of range, or the model and the data do not
-            fit.
+            fit, or the run to go on with had other arguments. Nothing is written then.
         FloatingPointError: If the loss or a weight is no longer a finite number.
-        FileExistsError: If `output_dir` holds a run and `resume` is not asked for.
+        FileExistsError: If `output_dir` holds a run and `resume` is not asked for, or
+            another run is writing there.
+        OSError: If a file cannot be read or written.
 
     Reference: paper, section 3 and appendix C; `vit_jax/configs/common.py`.
     """
+    given = dict(locals())
+    check_logits(model)
     if train_only not in (None, "head"):
         raise ValueError(
             f'`train_only` must be "head" or None. Received: train_only={train_only!r}'
         )
+    if lora_rank is not None:
+        check_lora_rank(model, lora_rank)
 
-    def optimizer(**extras):
-        return finetune_optimizer(
-            total_steps=total_steps,
-            base_learning_rate=base_learning_rate,
-            warmup_steps=warmup_steps,
-            clip_norm=clip_norm,
-            layer_decay=layer_decay,
-            **extras,
-        )
-
-    def adapt():
+    def adapt() -> None:
         if train_only == "head":
             freeze_body(model)
         if lora_rank is not None:
             add_lora(model, lora_rank)
 
-    return _run(
-        model,
-        train,
-        validation,
-        optimizer=optimizer,
-        adapt=adapt,
-        output_dir=output_dir,
+    make_optimizer = partial(
+        finetune_optimizer,
         total_steps=total_steps,
-        batch_size=batch_size,
-        crop=crop,
-        **run,
+        base_learning_rate=base_learning_rate,
+        warmup_steps=warmup_steps,
+        clip_norm=clip_norm,
+        layer_decay=layer_decay,
     )
+    return _run(given, make_optimizer, adapt)
 
 
 def pretrain(
-    model,
-    train,
-    validation=None,
+    model: keras.Model,
+    train: data.Source,
+    validation: data.Source | None = None,
     *,
-    output_dir,
-    total_steps,
-    batch_size=4096,
-    base_learning_rate=0.001,
-    warmup_steps=10_000,
-    weight_decay=0.1,
-    clip_norm=1.0,
-    schedule="linear",
-    linear_end=1e-5,
-    crop="inception",
-    **run,
-):
+    output_dir: str | Path,
+    total_steps: int,
+    batch_size: int = 4096,
+    base_learning_rate: float = 0.001,
+    warmup_steps: int = 10_000,
+    weight_decay: float = 0.1,
+    clip_norm: float | None = 1.0,
+    schedule: Literal["linear", "cosine"] = "linear",
+    linear_end: float = 1e-5,
+    layer_decay: float | None = None,
+    loss: Loss = "softmax",
+    label_smoothing: float = 0.0,
+    accumulation_steps: int = 1,
+    ema_momentum: float | None = None,
+    remat: bool = False,
+    crop: data.Crop = "inception",
+    pad: int = 4,
+    area_range: tuple[float, float] = (0.05, 1.0),
+    flip: bool = True,
+    randaugment: tuple[int, float] | tuple[int, float, float] | None = None,
+    random_erasing: float = 0.0,
+    mixup: float = 0.0,
+    cutmix: float = 0.0,
+    seed: int = 0,
+    save_every: int = 500,
+    log_every: int | None = None,
+    validate_every: int | None = None,
+    keep: int = 2,
+    use_best: bool = False,
+    resume: bool = False,
+    tensorboard: bool = False,
+    wandb: bool = False,
+    mlflow: bool = False,
+    deterministic: bool = True,
+    quiet: bool = False,
+    distribution: Any = None,
+    callbacks: Sequence[keras.callbacks.Callback] = (),
+) -> keras.callbacks.History:
     """Train `model` from its present weights with the paper's pre-training recipe.
 
     AdamW with decay on kernels only, gradients clipped to a global norm, linear warm-up
@@ -144,58 +243,84 @@ def pretrain(
         base_learning_rate: Peak learning rate.
         warmup_steps: Steps from 0 to the peak.
         weight_decay: Decay per unit of learning rate.
-        clip_norm: Largest global norm of the gradients.
+        clip_norm: Largest global norm of the gradients; `None` does not clip.
         schedule: `"linear"` or `"cosine"`.
         linear_end: Where the linear decay ends, as a share of the peak.
-        crop: As in `data.training_batches`.
-        **run: Further arguments of the run:
-            `loss`: `"softmax"` (default) or `"sigmoid"`, cross-entropy;
-            `label_smoothing`: share of the target spread over all classes, in [0, 1);
-            `accumulation_steps`: batches of `batch_size / accumulation_steps` that make
-            one step; `ema_momentum`: of the averaged weights with which the model is
-            measured and ends; `remat`: whether to compute the blocks again in the
-            backward pass to save memory; and those of `resumable_fit.fit`.
+        layer_decay: As in `finetune`.
+        loss: `"softmax"` or `"sigmoid"` cross-entropy.
+        label_smoothing: Share of the target spread over all classes, in [0, 1).
+        accumulation_steps: Batches of `batch_size / accumulation_steps` that make one
+            step.
+        ema_momentum: Momentum of averaged weights, with which the model is measured and
+            ends, in [0, 1]; `None` for none.
+        remat: Whether to compute the blocks again in the backward pass, to save memory.
+        crop: `"inception"`, `"pad"` or `"none"`, as in `data.Augmentation`.
+        pad: Zero pixels on each side before the crop of `crop="pad"`.
+        area_range: Smallest and largest share of the area for `crop="inception"`.
+        flip: Whether half of the images are mirrored left to right.
+        randaugment: Number of operations and magnitude, such as `(2, 15)`; `None` for
+            no RandAugment.
+        random_erasing: Probability that a rectangle of an image becomes noise, in
+            [0, 1].
+        mixup: Parameter of mixup's Beta distribution, 0 for no mixup.
+        cutmix: Parameter of CutMix's Beta distribution, 0 for no CutMix.
+        seed: Seed of the order of the images, their augmentation, and of dropout.
+        save_every: Steps between two checkpoints. Callbacks see it as one epoch.
+        log_every: Steps between two rows of `log.csv`; `None` for a hundredth of the
+            run, but not more than `save_every`.
+        validate_every: Steps between two validations, a multiple of `save_every`;
+            `None` for each checkpoint. The last step is always measured.
+        keep: How many of the last checkpoints stay, beside the best one.
+        use_best: Whether the model ends with the weights of the best validation
+            accuracy, not the last.
+        resume: Whether to go on from the last whole checkpoint in `output_dir`; without
+            any, the run starts.
+        tensorboard: Whether to write logs for TensorBoard, too.
+        wandb: Whether to send the rows to Weights & Biases, too.
+        mlflow: Whether to send the rows to MLflow, too.
+        deterministic: Whether TensorFlow compiles the step with XLA on one device, so
+            that a run that goes on agrees to the bit; see `RunOptions`.
+        quiet: Whether to print nothing.
+        distribution: What `distribution.start` returned; `None` for one device.
+        callbacks: Keras callbacks, called as in `model.fit`; see `fit`.
 
     Returns:
-        Keras's `History`, one entry per checkpoint.
+        Keras's `History`, one entry per checkpoint interval.
 
     Raises:
         ValueError: If an argument is out of range, or the model and the data do not
-            fit.
+            fit, or the run to go on with had other arguments. Nothing is written then.
         FloatingPointError: If the loss or a weight is no longer a finite number.
-        FileExistsError: If `output_dir` holds a run and `resume` is not asked for.
+        FileExistsError: If `output_dir` holds a run and `resume` is not asked for, or
+            another run is writing there.
+        OSError: If a file cannot be read or written.
 
     Reference: paper, section 3 and appendix B; `big_vision/configs/mlp_mixer_i1k.py`.
     """
-
-    def optimizer(**extras):
-        return pretrain_optimizer(
-            total_steps=total_steps,
-            base_learning_rate=base_learning_rate,
-            warmup_steps=warmup_steps,
-            weight_decay=weight_decay,
-            clip_norm=clip_norm,
-            schedule=schedule,
-            linear_end=linear_end,
-            **extras,
-        )
-
-    return _run(
-        model,
-        train,
-        validation,
-        optimizer=optimizer,
-        output_dir=output_dir,
+    given = dict(locals())
+    make_optimizer = partial(
+        pretrain_optimizer,
         total_steps=total_steps,
-        batch_size=batch_size,
-        crop=crop,
-        **run,
+        base_learning_rate=base_learning_rate,
+        warmup_steps=warmup_steps,
+        weight_decay=weight_decay,
+        clip_norm=clip_norm,
+        schedule=schedule,
+        linear_end=linear_end,
+        layer_decay=layer_decay,
     )
+    return _run(given, make_optimizer, lambda: None)
 
 
 def finetune_rates(
-    build, train, development, *, base_learning_rates, output_dir, **arguments
-):
+    build: Callable[[], keras.Model],
+    train: data.Source,
+    development: data.Source,
+    *,
+    base_learning_rates: Sequence[float],
+    output_dir: str | Path,
+    **arguments: Any,
+) -> tuple[float, dict[float, float]]:
     """Fine-tune once per learning rate and return the best rate by accuracy.
 
     Args:
@@ -220,7 +345,7 @@ def finetune_rates(
     """
     if not base_learning_rates:
         raise ValueError("`base_learning_rates` must not be empty. Received: none")
-    accuracies = {}
+    accuracies: dict[float, float] = {}
     for rate in base_learning_rates:
         history = finetune(
             build(),
@@ -231,10 +356,10 @@ def finetune_rates(
             **arguments,
         )
         accuracies[rate] = history.history["val_accuracy"][-1]
-    return max(accuracies, key=accuracies.get), accuracies
+    return max(accuracies, key=lambda rate: accuracies[rate]), accuracies
 
 
-def check_logits(model):
+def check_logits(model: keras.Model) -> None:
     """Raise a `ValueError` unless `model` ends in logits."""
     head = model.layers[-1]
     if getattr(head, "activation", None) is not keras.activations.linear:
@@ -245,49 +370,69 @@ def check_logits(model):
 
 
 def _run(
-    model,
-    train,
-    validation,
-    *,
-    optimizer,
-    adapt=None,
-    loss="softmax",
-    label_smoothing=0.0,
-    accumulation_steps=1,
-    ema_momentum=None,
-    remat=False,
-    distribution=None,
-    **run,
-):
-    """Compile `model` with the recipe's parts and train it."""
+    given: Mapping[str, Any],
+    make_optimizer: Callable[..., keras.Optimizer],
+    adapt: Callable[[], None],
+) -> keras.callbacks.History:
+    """Check the arguments of a recipe, then adapt, compile and train the model."""
+    model, train, validation = (given[n] for n in ("model", "train", "validation"))
     _check_data(model, train, validation)
-    devices = distribution or SingleDevice()
-    with devices.scope():
-        if adapt:
-            adapt()
-        if remat:
+    options = _taken(RunOptions, given)
+    augmentation = _taken(data.Augmentation, given)
+    objective = _taken(_Objective, given)
+    loss = _loss(objective)
+    optimizer = make_optimizer(
+        accumulation_steps=objective.accumulation_steps,
+        ema_momentum=objective.ema_momentum,
+    )
+
+    def make() -> None:
+        adapt()
+        if objective.remat:
             set_remat(model, True)
         model.compile(
-            optimizer=optimizer(
-                accumulation_steps=accumulation_steps, ema_momentum=ema_momentum
-            ),
-            loss=_loss(loss, label_smoothing),
+            optimizer=optimizer,
+            loss=loss,
             metrics=[keras.metrics.CategoricalAccuracy("accuracy")],
         )
-    return fit(model, train, validation, distribution=devices, **run)
+
+    return run(
+        model,
+        RunData(train, validation, augmentation),
+        compilation=Compilation(optimizer, loss, make),
+        options=options,
+        devices=given["distribution"] or SingleDevice(),
+        callbacks=given["callbacks"],
+    )
 
 
-def _loss(name, label_smoothing):
-    if name == "softmax":
-        return keras.losses.CategoricalCrossentropy(
-            from_logits=True, label_smoothing=label_smoothing
+def _taken(record: type[_Record], given: Mapping[str, Any]) -> _Record:
+    """Return a record of those arguments that have the names of its fields."""
+    fields = dataclasses.fields(record)  # type: ignore[arg-type]
+    return record(**{field.name: given[field.name] for field in fields})
+
+
+def _loss(objective: _Objective) -> keras.losses.Loss:
+    smoothing = objective.label_smoothing
+    if not 0 <= smoothing < 1:
+        raise ValueError(
+            "`label_smoothing` must lie in [0, 1). "
+            f"Received: label_smoothing={smoothing!r}"
         )
-    if name == "sigmoid":
-        return SigmoidCrossentropy(label_smoothing=label_smoothing)
-    raise ValueError(f'`loss` must be "softmax" or "sigmoid". Received: loss={name!r}')
+    if objective.loss == "softmax":
+        return keras.losses.CategoricalCrossentropy(
+            from_logits=True, label_smoothing=smoothing
+        )
+    if objective.loss == "sigmoid":
+        return SigmoidCrossentropy(label_smoothing=smoothing)
+    raise ValueError(
+        f'`loss` must be "softmax" or "sigmoid". Received: loss={objective.loss!r}'
+    )
 
 
-def _check_data(model, train, validation):
+def _check_data(
+    model: keras.Model, train: data.Source, validation: data.Source | None
+) -> None:
     check_logits(model)
     for name, source in {"train": train, "validation": validation}.items():
         if source and source.num_classes != model.output_shape[-1]:

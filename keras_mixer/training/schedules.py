@@ -4,14 +4,22 @@ Source: paper, section 3; `vit_jax/utils.py`; `big_vision/utils.py`.
 """
 
 from numbers import Integral
+from typing import Any, Literal, TypeAlias
 
 import keras
 from keras import ops
 
+Schedule: TypeAlias = keras.optimizers.schedules.LearningRateSchedule
+
 
 def warmup_schedule(
-    *, total_steps, base_learning_rate, warmup_steps, schedule, linear_end=0.0
-):
+    *,
+    total_steps: int,
+    base_learning_rate: float,
+    warmup_steps: int,
+    schedule: Literal["linear", "cosine"],
+    linear_end: float = 0.0,
+) -> Schedule:
     """Return a Keras schedule: 0 to the peak over the warm-up, then down.
 
     Args:
@@ -50,7 +58,7 @@ def warmup_schedule(
     )
 
 
-def per_real_step(schedule, accumulation_steps):
+def per_real_step(schedule: Schedule, accumulation_steps: int) -> Schedule:
     """Return the schedule for an optimizer that makes one step of several batches.
 
     Raises:
@@ -76,13 +84,19 @@ class LinearWarmupLinearDecay(keras.optimizers.schedules.LearningRateSchedule):
     Reference: `create_learning_rate_schedule` in `big_vision/utils.py`.
     """
 
-    def __init__(self, base_learning_rate, warmup_steps, total_steps, linear_end=0.0):
+    def __init__(
+        self,
+        base_learning_rate: float,
+        warmup_steps: int,
+        total_steps: int,
+        linear_end: float = 0.0,
+    ) -> None:
         self.base_learning_rate = base_learning_rate
         self.warmup_steps = warmup_steps
         self.total_steps = total_steps
         self.linear_end = linear_end
 
-    def __call__(self, step):
+    def __call__(self, step: keras.KerasTensor) -> keras.KerasTensor:
         step = ops.cast(step, "float32")
         left = (self.total_steps - step) / (self.total_steps - self.warmup_steps)
         factor = self.linear_end + (1 - self.linear_end) * ops.clip(left, 0.0, 1.0)
@@ -90,7 +104,7 @@ class LinearWarmupLinearDecay(keras.optimizers.schedules.LearningRateSchedule):
             factor = factor * ops.minimum(step / self.warmup_steps, 1.0)
         return self.base_learning_rate * factor
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             "base_learning_rate": self.base_learning_rate,
             "warmup_steps": self.warmup_steps,
@@ -103,20 +117,20 @@ class LinearWarmupLinearDecay(keras.optimizers.schedules.LearningRateSchedule):
 class AccumulatedSchedule(keras.optimizers.schedules.LearningRateSchedule):
     """`schedule(step // accumulation_steps)`: Keras asks once per micro-step."""
 
-    def __init__(self, schedule, accumulation_steps):
+    def __init__(self, schedule: Schedule, accumulation_steps: int) -> None:
         self.schedule = schedule
         self.accumulation_steps = int(accumulation_steps)
 
-    def __call__(self, step):
+    def __call__(self, step: keras.KerasTensor) -> keras.KerasTensor:
         return self.schedule(ops.floor_divide(step, self.accumulation_steps))
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             "schedule": keras.saving.serialize_keras_object(self.schedule),
             "accumulation_steps": self.accumulation_steps,
         }
 
     @classmethod
-    def from_config(cls, config):
+    def from_config(cls, config: dict[str, Any]) -> "AccumulatedSchedule":
         schedule = keras.saving.deserialize_keras_object(config["schedule"])
         return cls(schedule, config["accumulation_steps"])

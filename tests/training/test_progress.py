@@ -1,4 +1,5 @@
 import io
+import time
 
 import pytest
 from rich.console import Console
@@ -37,7 +38,7 @@ def shown(monkeypatch):
     return show
 
 
-def test_a_file_gets_one_line_per_stretch(shown):
+def test_a_file_gets_one_line_per_interval(shown):
     _, text = shown()
     # Three steps of 32 images in 1.5 s; four more to go.
     assert text == "step 8/12  loss 0.5  64 images/s  0:00:02 left\n"
@@ -66,7 +67,7 @@ def test_accumulated_batches_are_counted_as_steps(shown):
     assert text.startswith("step 4/6 ")
 
 
-def test_the_last_stretch_has_no_time_left(shown):
+def test_the_last_interval_has_no_time_left(shown):
     _, text = shown(total_steps=8)
     assert text == "step 8/8  loss 0.5  64 images/s\n"
 
@@ -80,3 +81,23 @@ def test_quiet_is_quiet(monkeypatch, capsys):
         progress.on_epoch_end(0, {"loss": 1.0})
     assert capsys.readouterr() == ("", "")
     assert progress.images_per_second > 0
+
+
+def test_silence_is_filled(monkeypatch):
+    """While the first step is compiled, or one takes long."""
+    monkeypatch.setattr("keras_mixer.training.progress._SECONDS_BETWEEN_LINES", 0.6)
+    file = io.StringIO()
+    console = Console(file=file, force_terminal=False, width=200, highlight=False)
+    progress = Progress(
+        total_steps=40, steps_per_epoch=40, batch_size=1, console=console
+    )
+    with progress:
+        progress.on_epoch_begin(0)
+        time.sleep(1.3)
+        progress.on_train_batch_end(0, {"loss": 2.0})
+        progress.on_train_batch_end(1, {"loss": 2.0})
+        time.sleep(1.3)
+    lines = file.getvalue().splitlines()
+    assert lines[0] == "step 0/40  starting"
+    assert lines[-1].startswith("step 2/40  loss 2.0000")
+    assert len(lines) >= 2

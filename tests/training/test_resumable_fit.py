@@ -1,4 +1,5 @@
 import csv
+import dataclasses
 import os
 import signal
 import subprocess
@@ -18,6 +19,7 @@ from keras_mixer.models.family import MixerTi4
 from keras_mixer.training import resumable_fit
 from keras_mixer.training.optimizers import finetune_optimizer
 from keras_mixer.training.run_checkpoints import Checkpoints, read_checkpoint, state_of
+from keras_mixer.training.run_options import RunOptions
 
 pytest.importorskip("tensorflow")
 
@@ -79,15 +81,14 @@ def test_the_same_run_twice_has_the_same_bits(tmp_path):
         keras.utils.set_random_seed(0)
         model = MixerTi4(num_classes=LABELS, classifier_activation=None)
         compiled(2, model=model)
-        resumable_fit.fit(
-            model,
-            source,
+        options = RunOptions(
             output_dir=tmp_path / name,
             total_steps=2,
             batch_size=64,
             save_every=2,
             quiet=True,
         )
+        resumable_fit.fit(model, source, options=options)
         states.append(state_of(model))
     assert_same(*states)
 
@@ -107,10 +108,15 @@ def compiled(total_steps=20, rate=0.1, model=None, **optimizer):
     return model
 
 
-def fit(model, folder, **arguments):
+def fit(model, folder, *, validation=None, callbacks=(), source=None, **arguments):
     given = {"total_steps": 20, "batch_size": 8, "save_every": 5, "quiet": True}
+    options = RunOptions(output_dir=folder, **{**given, **arguments})
     return resumable_fit.fit(
-        model, drawn_source(), output_dir=folder, **{**given, **arguments}
+        model,
+        source or drawn_source(),
+        validation,
+        options=options,
+        callbacks=callbacks,
     )
 
 
@@ -248,3 +254,81 @@ def test_a_run_goes_on_only_as_it_was_begun(tmp_path):
     with pytest.raises(ValueError, match="batch_size: 8 there, 4 now") as caught:
         fit(compiled(rate=0.2), tmp_path, total_steps=10, batch_size=4, resume=True)
     assert "0.1 there, 0.2 now" in str(caught.value)
+
+
+def test_forty_steps_have_twenty_rows_and_one_checkpoint(tmp_path):
+    """Rows are not bound to checkpoints; the means of all rows are that of the run."""
+    history = fit(compiled(total_steps=40), tmp_path, total_steps=40, save_every=500)
+    rows = numbers(tmp_path)
+    assert [int(row["step"]) for row in rows] == list(range(1, 41))
+    losses = [float(row["loss"]) for row in rows]
+    assert history.history["step"] == [40]
+    assert np.mean(losses) == pytest.approx(history.history["loss"][0], abs=1e-5)
+    assert len({round(loss, 5) for loss in losses}) > 20
+    rates = [float(row["learning_rate"]) for row in rows]
+    assert rates == sorted(rates, reverse=True) and rates[-1] == 0
+    fit(compiled(), tmp_path / "b", log_every=3, save_every=10)
+    steps = [int(row["step"]) for row in numbers(tmp_path / "b")]
+    assert steps == [3, 6, 9, 10, 13, 16, 19, 20]
+
+
+def test_another_run_of_the_same_sizes_is_not_gone_on_with(tmp_path):
+    model = compiled()
+    first = model.get_weights()
+    fit(model, tmp_path, total_steps=10, validation=drawn_source())
+
+    def go_on(message, model=None, **arguments):
+        model = model or compiled()
+        if "weights" not in message:
+            model.set_weights(first)
+        given = {"validation": drawn_source(), **arguments}
+        with pytest.raises(ValueError, match=message):
+            fit(model, tmp_path, total_steps=10, resume=True, **given)
+
+    images = np.random.default_rng(4).integers(0, 256, (40, 16, 16, 3), "uint8")
+    names = [str(i) for i in range(LABELS)]
+    labels = np.arange(40) % LABELS
+    go_on("training_data", source=data.from_arrays(images, labels, label_names=names))
+    go_on("validation_data", validation=drawn_source(examples=39))
+    go_on("validation_data", validation=None)
+    go_on("starting_weights.*set_random_seed", model=compiled())
+    other = compiled()
+    other.preprocessing = dataclasses.replace(other.preprocessing, crop_fraction=0.5)
+    go_on("image_record.crop_fraction", model=other)
+    # The same in a new model, and the model that the run has left.
+    again = compiled()
+    again.set_weights(first)
+    for same in (again, model):
+        fit(same, tmp_path, total_steps=10, resume=True, validation=drawn_source())
+
+
+def test_a_second_run_is_refused_while_the_first_lives(tmp_path):
+    class Second(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            files = sorted((tmp_path / "checkpoints").iterdir())
+            for resume in (False, True):
+                with pytest.raises(FileExistsError, match="Another run is writing"):
+                    fit(compiled(), tmp_path, resume=resume)
+            assert sorted((tmp_path / "checkpoints").iterdir()) == files
+
+    fit(compiled(), tmp_path, total_steps=5, callbacks=[Second()])
+    assert last_step(tmp_path) == 5
+
+
+def test_an_interruption_says_how_to_go_on(tmp_path):
+    class Interrupt(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            if batch == 2:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt) as caught:
+        fit(compiled(), tmp_path, callbacks=[Interrupt()])
+    notes = "\n".join(caught.value.__notes__)
+    assert "step-000000000.npz" in notes and "--resume" in notes
+
+
+def test_jit_compile_is_put_back(tmp_path):
+    model = compiled()
+    model.compile(model.optimizer, model.loss, jit_compile=False)
+    fit(model, tmp_path, total_steps=5)
+    assert model.jit_compile is False

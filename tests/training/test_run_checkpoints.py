@@ -1,3 +1,4 @@
+import errno
 import os
 import signal
 import subprocess
@@ -13,6 +14,7 @@ from keras_mixer.training.optimizers import finetune_optimizer
 from keras_mixer.training.run_checkpoints import (
     Checkpoints,
     first_not_finite,
+    read_checkpoint,
     restore,
     seed_states,
     state_of,
@@ -111,8 +113,10 @@ def test_the_last_and_the_best_are_kept(tmp_path):
         "step-000000007.npz",
     ]
     assert checkpoints.best() == checkpoints.paths[0]
-    checkpoints.remove_after(6)
+    checkpoints.set_aside_after(6)
     assert checkpoints.latest().step == 6
+    aside = tmp_path / "step-000000007.npz.damaged"
+    assert read_checkpoint(aside).step == 7  # nothing is lost
 
 
 def test_without_files_there_is_none(tmp_path):
@@ -144,7 +148,46 @@ def test_a_damaged_file_is_passed_over_wherever_it_is_damaged(tmp_path):
         for name, array in ARRAYS.items():
             np.testing.assert_array_equal(checkpoint.arrays[name], array)
     path.write_bytes(whole[:50])
-    assert checkpoints.best().name == "step-000000001.npz"
+    assert Checkpoints(tmp_path).best().name == "step-000000001.npz"
+
+
+def test_where_all_are_damaged_nothing_starts_anew(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    path = checkpoints.write(1, ARRAYS, settings={})
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.warns(UserWarning, match="is damaged"):
+        with pytest.raises(ValueError, match="All checkpoints in .* are damaged"):
+            checkpoints.latest()
+    assert path.exists()
+
+
+def test_an_error_of_the_disk_is_no_damage_and_costs_no_file(tmp_path, monkeypatch):
+    writer = Checkpoints(tmp_path, keep=1)
+    for step in (1, 2):
+        writer.write(step, ARRAYS, settings={}, score=-step)
+    checkpoints = Checkpoints(tmp_path, keep=1)
+
+    def failing(*args, **kwargs):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("zipfile.ZipFile.testzip", failing)
+        with pytest.raises(OSError, match=r"error: '.*step-000000002.npz'"):
+            checkpoints.latest()
+    with monkeypatch.context() as patch:
+        patch.setattr("numpy.load", failing)
+        checkpoints.write(3, ARRAYS, settings={}, score=-9)  # the best is not known
+    assert [path.stem[-1] for path in checkpoints.paths] == ["1", "2", "3"]
+
+
+def test_a_full_disk_names_the_checkpoint(tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("numpy.savez", full)
+    with pytest.raises(OSError, match=r"No space left .*step-000000001.npz"):
+        Checkpoints(tmp_path).write(1, ARRAYS, settings={})
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_failed_write_leaves_the_others(tmp_path):

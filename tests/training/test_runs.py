@@ -2,6 +2,7 @@ import keras
 import numpy as np
 import pytest
 from drawn_run import drawn_mixer, drawn_source
+from left_by_runs import last_step
 
 from keras_mixer import data
 from keras_mixer.models.mixer import mlp_mixer
@@ -14,11 +15,14 @@ RUN = {"batch_size": 8, "warmup_steps": 1, "quiet": True, "crop": "none", "seed"
 
 
 def finetune(model, folder, **arguments):
-    given = {**RUN, "total_steps": 4, "base_learning_rate": 0.1}
     source = drawn_source()
-    return runs.finetune(
-        model, source, source, output_dir=folder, **{**given, **arguments}
-    )
+    given = {
+        **RUN,
+        "total_steps": 4,
+        "base_learning_rate": 0.1,
+        "validation": source,
+    }
+    return runs.finetune(model, source, output_dir=folder, **{**given, **arguments})
 
 
 def copy_of(model):
@@ -151,19 +155,103 @@ def test_the_best_learning_rate_is_that_of_the_best_accuracy(tmp_path, monkeypat
         ({"total_steps": 1}, "total_steps=1"),
         ({"batch_size": 9, "accumulation_steps": 2}, "accumulation_steps=2"),
         ({"base_learning_rates": ()}, "must not be empty"),
+        ({"lora_rank": 99}, "rank=99"),
+        ({"crop": "middle"}, "crop='middle'"),
+        ({"randaugment": (2, 99)}, "randaugment="),
+        ({"label_smoothing": 1.5}, "label_smoothing=1.5"),
+        ({"ema_momentum": 2.0}, "ema_momentum=2.0"),
+        ({"seed": -1}, "seed=-1"),
+        ({"log_every": 0}, "log_every=0"),
+        ({"callbacks": ["early"]}, "callbacks"),
     ],
 )
 def test_wrong_arguments_are_named_before_anything_is_written(
     tmp_path, arguments, message
 ):
     folder = tmp_path / "run"
+    model = drawn_mixer()
     with pytest.raises(ValueError, match=message):
         if "base_learning_rates" in arguments:
             runs.finetune_rates(None, None, None, output_dir=folder, **arguments)
-        finetune(drawn_mixer(), folder, **arguments)
+        finetune(model, folder, **{"lora_rank": 2, "remat": True, **arguments})
     assert not folder.exists()
+    # Nor is the model changed.
+    assert all(layer.trainable for layer in model.layers)
+    assert not any(block.token_mixing.dense_0.lora_enabled for block in model.blocks)
+    assert not any(block.remat for block in model.blocks)
 
 
 def test_model_and_data_must_have_the_same_classes(tmp_path):
     with pytest.raises(ValueError, match="num_classes=5"):
         finetune(drawn_mixer(num_classes=6), tmp_path)
+
+
+class Calls(keras.callbacks.Callback):
+    """Writes down what Keras tells a callback."""
+
+    def __init__(self, stop_after=None):
+        super().__init__()
+        self.seen, self.stop_after = [], stop_after
+
+    def on_train_begin(self, logs=None):
+        self.seen.append("train")
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.seen.append(("epoch", epoch))
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.seen.append(batch)
+
+    def on_test_begin(self, logs=None):
+        self.seen.append("test")
+
+    def on_test_end(self, logs=None):
+        self.seen.append(sorted(logs))
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.seen.append(("end", epoch, "val_loss" in logs, "loss" in logs))
+        if epoch == self.stop_after:
+            self.model.stop_training = True
+
+    def on_train_end(self, logs=None):
+        self.seen.append("over")
+
+
+def test_callbacks_are_called_as_in_fit_and_their_epochs_go_on(tmp_path):
+    def epoch(number, batches):
+        test = ["test", ["accuracy", "loss"]]
+        end = ("end", number, True, True)
+        return [("epoch", number), *range(batches), *test, end]
+
+    run = {"total_steps": 7, "save_every": 3, "accumulation_steps": 2}
+    first = Calls(stop_after=0)
+    history = finetune(drawn_mixer(), tmp_path, callbacks=[first], **run)
+    assert first.seen == ["train", *epoch(0, 6), "over"]
+    assert history.history["step"] == [3]
+    keras.utils.set_random_seed(0)
+    second = Calls()
+    history = finetune(drawn_mixer(), tmp_path, callbacks=[second], resume=True, **run)
+    assert second.seen == ["train", *epoch(1, 6), *epoch(2, 2), "over"]
+    assert history.history["step"] == [3, 6, 7]
+
+
+def test_a_callback_may_stop_in_the_middle_of_an_interval(tmp_path):
+    class Stop(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            self.model.stop_training = batch == 1
+
+    history = finetune(
+        drawn_mixer(), tmp_path, callbacks=[Stop()], total_steps=8, save_every=4
+    )
+    assert history.history["step"] == [2]
+    # There is no checkpoint of a part of an interval.
+    assert last_step(tmp_path) == 0
+
+
+def test_half_precision_trains(tmp_path):
+    for dtype in ("bfloat16", "mixed_bfloat16", "mixed_float16"):
+        model = drawn_mixer(dtype=dtype)
+        before = weights_of(model)
+        history = finetune(model, tmp_path / dtype, ema_momentum=0.5, validation=None)
+        assert np.isfinite(history.history["loss"]).all()
+        assert "head/kernel" in changed(model, before)
