@@ -93,8 +93,9 @@ def _check(options: argparse.Namespace) -> None:
     check_source(options)
     # Of the curves that are drawn at the end.
     check_packages("Drawing the curves of a run", "plot", "matplotlib")
-    if options.tensorboard:
-        check_packages("--tensorboard", "tensorboard", "tensorboard")
+    for tracker in ("tensorboard", "wandb", "mlflow"):
+        if getattr(options, tracker):
+            check_packages(f"--{tracker}", tracker, tracker)
     check_chosen_model(options)
 
 

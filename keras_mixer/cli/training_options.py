@@ -42,11 +42,14 @@ _PASSED = (
     "remat",
     "seed",
     "save_every",
+    "log_every",
     "validate_every",
     "keep",
     "use_best",
     "resume",
     "tensorboard",
+    "wandb",
+    "mlflow",
 )
 # What a pre-training recipe says of the model, and of the training.
 _MODEL = ("dropout_rate", "stochastic_depth_rate")
@@ -187,6 +190,12 @@ def _add_run_options(command: Parser) -> None:
         "--save-every", type=integer(1), metavar="STEPS", help="between two checkpoints"
     )
     run.add_argument(
+        "--log-every",
+        type=integer(1),
+        metavar="STEPS",
+        help="between two rows of log.csv (default: a hundredth of the run)",
+    )
+    run.add_argument(
         "--validate-every",
         type=integer(1),
         metavar="STEPS",
@@ -203,6 +212,17 @@ def _add_run_options(command: Parser) -> None:
     )
     run.add_argument(
         "--tensorboard", action="store_true", help="write logs for TensorBoard, too"
+    )
+    run.add_argument(
+        "--wandb",
+        action="store_true",
+        help="send the rows of the log to Weights & Biases, too (WANDB_MODE=offline "
+        "keeps them here)",
+    )
+    run.add_argument(
+        "--mlflow",
+        action="store_true",
+        help="send the rows of the log to MLflow, too (MLFLOW_TRACKING_URI says where)",
     )
 
 
