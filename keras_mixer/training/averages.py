@@ -1,4 +1,4 @@
-"""Averaged weights (EMA): measured and left in the model; the trained ones are kept."""
+"""Averaged weights (EMA): measured, left in the model; the trained ones are kept."""
 
 import contextlib
 from collections.abc import Iterator
