@@ -18,18 +18,8 @@ TABLE = {
     ("models/mixer.py", "model_supports_jit"): "keras.src.trainers.trainer",
     ("models/mixer.py", "_distribute_strategy"): lambda: keras.Sequential(),
     ("models/mixer.py", "_resolve_auto_jit_compile"): lambda: keras.Sequential(),
-    ("training/resumable_fit.py", "_trainable_variables"): lambda: optimizer(),
-    ("training/resumable_fit.py", "_model_variables_moving_average"): (
-        lambda: optimizer()
-    ),
-    ("training/update_rules.py", "_model_variables_moving_average"): (
-        lambda: optimizer()
-    ),
-    ("training/update_rules.py", "_update_model_variables_moving_average"): (
-        lambda: optimizer()
-    ),
+    ("training/update_rules.py", "_clip_gradients"): lambda: optimizer(),
     ("training/update_rules.py", "_get_variable_index"): lambda: optimizer(),
-    ("training/update_rules.py", "_iterations"): lambda: optimizer(),
 }
 # argparse has no other names for what its public methods return; used in types alone.
 IN_TYPES = {"_ActionsContainer", "_SubParsersAction"}
