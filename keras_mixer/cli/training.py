@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from keras_mixer.cli.arguments import Commands
     from keras_mixer.data import Source
-    from keras_mixer.distribution import SingleDevice
+    from keras_mixer.distribution import Devices
     from keras_mixer.models import MLPMixer
 
 _DATA_FLAGS = {"name": "--data", "folder": "--data", "name_or_folder": "--data"}
@@ -160,7 +160,7 @@ def _pretrain(options: argparse.Namespace) -> None:
 
 def _begin(
     options: argparse.Namespace,
-) -> "tuple[SingleDevice, Source, Source | None]":
+) -> "tuple[Devices, Source, Source | None]":
     """Start the devices and open the data, before anything large is made."""
     import keras
 
@@ -266,7 +266,7 @@ def _has_zero_head(model: "MLPMixer") -> bool:
 
 def _finish(
     options: argparse.Namespace,
-    devices: "SingleDevice",
+    devices: "Devices",
     model: "MLPMixer",
     history: "keras.callbacks.History",
     loss: str,
@@ -302,6 +302,6 @@ def _finish(
         print(f"  {output / name}")
 
 
-def _say(devices: "SingleDevice", text: str) -> None:
+def _say(devices: "Devices", text: str) -> None:
     if devices.is_chief:
         print(text, flush=True)

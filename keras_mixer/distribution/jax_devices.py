@@ -7,12 +7,16 @@ holds a contiguous part of the batch and every weight.
 
 import os
 import random
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 import keras
 import numpy as np
+from numpy.typing import NDArray
 
 from keras_mixer.distribution import loops
+from keras_mixer.distribution.devices import Devices
 
 # Only the hidden widths: the number of patches (196) divides by few numbers of devices,
 # and what stays whole on every device are the two sides that residuals add up.
@@ -23,7 +27,7 @@ _LAYOUTS = {
 }
 
 
-def mesh(devices, model=1):
+def mesh(devices: Sequence[Any], model: int = 1) -> keras.distribution.DeviceMesh:
     """Return the `(batch, model)` mesh of the devices, host after host.
 
     Args:
@@ -44,7 +48,9 @@ def mesh(devices, model=1):
     return keras.distribution.DeviceMesh(shape, ("batch", "model"), devices=devices)
 
 
-def parallel(mesh):
+def parallel(
+    mesh: keras.distribution.DeviceMesh,
+) -> keras.distribution.ModelParallel:
     """Return the Keras distribution that lays a Mixer out on the mesh.
 
     Where one device has the whole model this is data parallel. Else `dense_0` of both
@@ -59,7 +65,12 @@ def parallel(mesh):
     )
 
 
-def connect(coordinator, num_processes, process_id, timeout):
+def connect(
+    coordinator: str | None,
+    num_processes: int | None,
+    process_id: int | None,
+    timeout: int,
+) -> None:
     """Join the other processes of the job, if there are any.
 
     What is `None` is read from `KERAS_DISTRIBUTION_JOB_ADDRESSES`,
@@ -74,7 +85,7 @@ def connect(coordinator, num_processes, process_id, timeout):
     if coordinator is None:
         return
     if coordinator == "auto":
-        arguments = {}
+        arguments: dict[str, Any] = {}
     else:
         arguments = {
             "coordinator_address": coordinator.split(",")[0],
@@ -95,18 +106,18 @@ def connect(coordinator, num_processes, process_id, timeout):
         keras.utils.set_random_seed(int(draws[0]))
 
 
-def _integer(value, variable, argument):
-    value = os.environ.get(f"KERAS_DISTRIBUTION_{variable}") if value is None else value
+def _integer(value: int | None, variable: str, argument: str) -> int:
+    given = os.environ.get(f"KERAS_DISTRIBUTION_{variable}") if value is None else value
     try:
-        return int(value)
+        return int(given or "")
     except (TypeError, ValueError) as error:
         raise ValueError(
             f"`{argument}` must be an integer, from the argument or from the variable "
-            f"KERAS_DISTRIBUTION_{variable}. Received: {value!r}"
+            f"KERAS_DISTRIBUTION_{variable}. Received: {given!r}"
         ) from error
 
 
-class Parallel:
+class Parallel(Devices):
     """All of JAX's devices, on every host that has been connected.
 
     Args:
@@ -114,26 +125,36 @@ class Parallel:
 
     Attributes:
         distribution: The `keras.distribution.ModelParallel`.
-        shard, num_replicas, is_chief: As in `SingleDevice`.
 
     Raises:
         ValueError: If `model` does not divide the devices of a host.
     """
 
-    def __init__(self, model=1):
+    def __init__(self, model: int = 1) -> None:
         import jax
 
         self.distribution = parallel(mesh(jax.devices(), model))
         self.shard = (jax.process_index(), jax.process_count())
         self.is_chief = jax.process_index() == 0
         self.num_replicas = jax.device_count() // model
-        self._compiled = (None, None)  # the last model and its forward pass
+        self._compiled: tuple[Any, Any] = (
+            None,
+            None,
+        )  # the last model and its forward pass
 
-    def scope(self):
+    def scope(self) -> AbstractContextManager[Any]:
         """Return the context in which to build, load and compile the model."""
         return self.distribution.scope()
 
-    def fit(self, model, batches, *, validation_data=None, validation_freq=1, **kwargs):
+    def fit(
+        self,
+        model: keras.Model,
+        batches: Any,
+        *,
+        validation_data: Any = None,
+        validation_freq: int = 1,
+        **kwargs: Any,
+    ) -> keras.callbacks.History:
         """Train as `model.fit` does; `batches` holds this process's shard.
 
         Raises:
@@ -147,7 +168,15 @@ class Parallel:
         with self.scope(), self._clear_errors(), _weights_survive(model):
             return model.fit(batches, callbacks=callbacks, **kwargs)
 
-    def evaluate(self, model, batches, *, steps=None, return_dict=False, verbose=0):
+    def evaluate(
+        self,
+        model: keras.Model,
+        batches: Any,
+        *,
+        steps: int | None = None,
+        return_dict: bool = False,
+        verbose: Any = 0,
+    ) -> Any:
         """Return what `model.evaluate` returns; `batches` holds this process's shard.
 
         The batches may have any size. Unlike Keras's, this loop leaves the weights in
@@ -164,17 +193,19 @@ class Parallel:
                 return_dict=return_dict,
             )
 
-    def predict(self, model, x, *, batch_size=32, verbose=0):
+    def predict(
+        self, model: keras.Model, x: Any, *, batch_size: int = 32, verbose: Any = 0
+    ) -> NDArray[Any]:
         """Return the predictions for all of the array `x`, computed by every host."""
         self._check(model)
         with self.scope():
             return loops.predict(self._forward(model), x, batch_size * self._local_rows)
 
     @property
-    def _local_rows(self):
+    def _local_rows(self) -> int:
         return self.num_replicas // self.shard[1]
 
-    def _forward(self, model):
+    def _forward(self, model: keras.Model) -> Callable[[Any], NDArray[Any]]:
         """Return the forward pass of a batch on the devices of this host alone.
 
         Keras's `predict` cannot bring home what lies on another host.
@@ -185,7 +216,7 @@ class Parallel:
         devices = self.distribution.device_mesh.backend_mesh.local_mesh.devices
         local = Mesh(devices, ("batch", "model"))
 
-        def on_this_host(variable):
+        def on_this_host(variable: keras.Variable) -> Any:
             value = variable.value
             return jax.make_array_from_single_device_arrays(
                 value.shape,
@@ -199,20 +230,19 @@ class Parallel:
 
         if self._compiled[0] is not model:
 
-            def call(weights, others, x):
+            def call(weights: list[Any], others: list[Any], x: Any) -> Any:
                 return model.stateless_call(weights, others, x, training=False)[0]
 
             self._compiled = (model, jax.jit(call))
         run = self._compiled[1]
 
-        def forward(x):
+        def forward(x: Any) -> NDArray[Any]:
             x = jax.device_put(loops.padded(x, self._local_rows), batch)
             return np.asarray(run(weights, others, x))
 
         return lambda x: forward(x)[: len(x)]
 
-    def add_up(self, arrays: list[np.ndarray]) -> list[np.ndarray]:
-        """Return the sums of arrays over all processes; every one must call it."""
+    def add_up(self, arrays: list[NDArray[Any]]) -> list[NDArray[Any]]:
         from jax.experimental import multihost_utils
 
         if self.shard[1] == 1:
@@ -221,10 +251,7 @@ class Parallel:
             multihost_utils.process_allgather(array).sum(axis=0) for array in arrays
         ]
 
-    def _logs(self, model, batches):
-        return self.evaluate(model, batches, return_dict=True)
-
-    def _check(self, model):
+    def _check(self, model: keras.Model) -> None:
         devices = set(self.distribution.device_mesh.devices.flatten())
         for variable in model.variables:
             if variable.value.sharding.device_set != devices:
@@ -234,7 +261,7 @@ class Parallel:
                 )
 
     @contextmanager
-    def _clear_errors(self):
+    def _clear_errors(self) -> Iterator[None]:
         import jax
 
         try:
@@ -254,7 +281,7 @@ class Parallel:
 
 
 @contextmanager
-def _weights_survive(model):
+def _weights_survive(model: keras.Model) -> Iterator[None]:
     """Give back the weights that Keras loses if the first batch raises an exception.
 
     Its `fit` takes the values out of the variables and puts back those of the last
@@ -270,7 +297,7 @@ def _weights_survive(model):
         raise
 
 
-def _is_lost(variable):
+def _is_lost(variable: keras.Variable) -> bool:
     try:
         return variable.value is None
     except TypeError:  # Keras calls an initializer that is no longer there

@@ -5,10 +5,13 @@ and give the same logs, and need two functions: one step of training, and the fo
 pass of one batch on the devices of this process.
 """
 
+from collections.abc import Callable, Iterable
 from itertools import islice
+from typing import Any
 
 import keras
 import numpy as np
+from numpy.typing import NDArray
 
 LOST = (
     "Another process of this job has ended, or cannot be reached. Its own output says "
@@ -17,20 +20,20 @@ LOST = (
 
 
 def fit(
-    model,
-    batches,
-    train_step,
-    evaluate,
+    model: keras.Model,
+    batches: Iterable[Any],
+    train_step: Callable[[Any], dict[str, Any]],
+    evaluate: Callable[[keras.Model, Any], dict[str, float]],
     *,
-    epochs=1,
-    initial_epoch=0,
-    steps_per_epoch=None,
-    validation_data=None,
-    validation_freq=1,
-    callbacks=None,
-    verbose="auto",
-    shuffle=False,
-):
+    epochs: int = 1,
+    initial_epoch: int = 0,
+    steps_per_epoch: int | None = None,
+    validation_data: Any = None,
+    validation_freq: int = 1,
+    callbacks: list[keras.callbacks.Callback] | None = None,
+    verbose: Any = "auto",
+    shuffle: bool = False,
+) -> keras.callbacks.History:
     """Train as `model.fit` does, with a training step of one's own.
 
     Args:
@@ -56,7 +59,7 @@ def fit(
     """
     if shuffle:
         raise ValueError("`shuffle` must be false: shuffle the examples of `batches`.")
-    callbacks = keras.callbacks.CallbackList(
+    calls = keras.callbacks.CallbackList(
         [Validation(evaluate, validation_data, validation_freq), *(callbacks or ())],
         add_history=True,
         add_progbar=verbose != 0,
@@ -66,24 +69,24 @@ def fit(
         model=model,
     )
     model.stop_training = False
-    callbacks.on_train_begin()
+    calls.on_train_begin()
     stream = iter(batches)
-    logs = {}
+    logs: dict[str, Any] = {}
     for epoch in range(initial_epoch, epochs):
         model.reset_metrics()
-        callbacks.on_epoch_begin(epoch)
+        calls.on_epoch_begin(epoch)
         if not steps_per_epoch and epoch > initial_epoch:
             stream = iter(batches)
         for step, batch in enumerate(islice(stream, steps_per_epoch)):
-            callbacks.on_train_batch_begin(step)
+            calls.on_train_batch_begin(step)
             logs = train_step(batch)
-            callbacks.on_train_batch_end(step, logs)
+            calls.on_train_batch_end(step, logs)
             if model.stop_training:
                 break
-        callbacks.on_epoch_end(epoch, dict(logs))
+        calls.on_epoch_end(epoch, dict(logs))
         if model.stop_training:
             break
-    callbacks.on_train_end(logs)
+    calls.on_train_end(logs)
     return model.history
 
 
@@ -96,18 +99,31 @@ class Validation(keras.callbacks.Callback):
         every: Epochs between two evaluations.
     """
 
-    def __init__(self, evaluate, data, every=1):
+    def __init__(
+        self,
+        evaluate: Callable[[keras.Model, Any], dict[str, float]],
+        data: Any,
+        every: int = 1,
+    ) -> None:
         super().__init__()
         self.evaluate, self.data, self.every = evaluate, data, every
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Evaluate and write `val_...` into the logs."""
-        if self.data is not None and (epoch + 1) % self.every == 0:
+        if logs is not None and self.data is not None and (epoch + 1) % self.every == 0:
             found = self.evaluate(self.model, self.data)
             logs.update({f"val_{name}": value for name, value in found.items()})
 
 
-def evaluate(model, batches, forward, add_up, *, steps=None, return_dict=False):
+def evaluate(
+    model: keras.Model,
+    batches: Iterable[Any],
+    forward: Callable[[Any], Any],
+    add_up: Callable[[list[NDArray[Any]]], list[NDArray[Any]]],
+    *,
+    steps: int | None = None,
+    return_dict: bool = False,
+) -> Any:
     """Return the loss and the metrics over `batches`, each example counted once.
 
     The forward pass may pad a batch as its devices need it: what it returns is without
@@ -154,7 +170,7 @@ def evaluate(model, batches, forward, add_up, *, steps=None, return_dict=False):
     return list(results.values()) if len(results) > 1 else results["loss"]
 
 
-def predict(forward, x, size):
+def predict(forward: Callable[[Any], NDArray[Any]], x: Any, size: int) -> NDArray[Any]:
     """Return the predictions for all of the array `x`, `size` rows at a time.
 
     Args:
@@ -165,12 +181,12 @@ def predict(forward, x, size):
     return np.concatenate([forward(x[i : i + size]) for i in range(0, len(x), size)])
 
 
-def _zeros(model):
+def _zeros(model: keras.Model) -> list[tuple[Any, Any]]:
     # Not `reset_state`: on several hosts every one would have to call it.
     return [(v, np.zeros(v.shape, v.dtype)) for v in model.metrics_variables]
 
 
-def _replicas_in_scope():
+def _replicas_in_scope() -> int:
     """Number by which Keras divides a loss computed here."""
     if keras.config.backend() != "tensorflow":
         return 1
@@ -179,7 +195,7 @@ def _replicas_in_scope():
     return tf.distribute.get_strategy().num_replicas_in_sync
 
 
-def padded(x, multiple):
+def padded(x: NDArray[Any], multiple: int) -> NDArray[Any]:
     """Return `x` with its last row repeated up to a multiple of `multiple` rows."""
     missing = -len(x) % multiple
     return np.concatenate([x, np.repeat(x[-1:], missing, axis=0)]) if missing else x

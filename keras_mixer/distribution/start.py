@@ -22,9 +22,11 @@ chief should write files.
 | `"ddp"` | torch | one per process that `torchrun` starts |
 """
 
-from contextlib import nullcontext
+from typing import Any
 
 import keras
+
+from keras_mixer.distribution.devices import Devices
 
 _NAMES = {
     "tensorflow": ("mirrored", "tpu", "tpu:NAME", "multiworker"),
@@ -34,8 +36,13 @@ _NAMES = {
 
 
 def start(
-    name=None, *, coordinator=None, num_processes=None, process_id=None, timeout=300
-):
+    name: str | None = None,
+    *,
+    coordinator: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+    timeout: int = 300,
+) -> Devices:
     """Return the devices that `name` asks for, ready to build a model on.
 
     Call it first: a backend must know of the other processes before it computes
@@ -54,7 +61,7 @@ def start(
             dead and the job ends with an error. Longer than the slowest step.
 
     Returns:
-        An object with the attributes and methods of `SingleDevice`.
+        The `Devices`.
 
     Raises:
         ValueError: If the running backend has no such name, or the description of the
@@ -89,24 +96,12 @@ def start(
     )
 
 
-class SingleDevice:
-    """Keras as it is: one process, the device the backend chooses.
+class SingleDevice(Devices):
+    """Keras as it is: one process, the device the backend chooses."""
 
-    Attributes:
-        shard: `(index, count)`: which part of every global batch this process feeds.
-        num_replicas: Copies of the model that train together.
-        is_chief: Whether this process writes the files.
-    """
-
-    shard = (0, 1)
-    num_replicas = 1
-    is_chief = True
-
-    def scope(self):
-        """Return the context in which to build, load and compile the model."""
-        return nullcontext()
-
-    def fit(self, model, batches, **arguments):
+    def fit(
+        self, model: keras.Model, batches: Any, **arguments: Any
+    ) -> keras.callbacks.History:
         """Train as `model.fit(batches, **arguments)` does and return its `History`.
 
         Raises:
@@ -124,10 +119,10 @@ class SingleDevice:
                 )
         return model.fit(batches, **arguments)
 
-    def evaluate(self, model, batches, **arguments):
+    def evaluate(self, model: keras.Model, batches: Any, **arguments: Any) -> Any:
         """Return what `model.evaluate(batches, **arguments)` returns."""
         return model.evaluate(batches, **arguments)
 
-    def predict(self, model, x, **arguments):
+    def predict(self, model: keras.Model, x: Any, **arguments: Any) -> Any:
         """Return what `model.predict(x, **arguments)` returns, for all of `x`."""
         return model.predict(x, **arguments)

@@ -2,14 +2,20 @@
 
 import json
 import os
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
+from typing import Any
 
+import keras
 import numpy as np
+from numpy.typing import NDArray
 
 from keras_mixer.distribution import loops
+from keras_mixer.distribution.devices import Devices
 
 
-class Mirrored:
+class Mirrored(Devices):
     """`tf.distribute.MirroredStrategy`: every visible GPU holds the whole model.
 
     Keras's own `fit` and `evaluate`, and before them one clear error for what they
@@ -17,38 +23,48 @@ class Mirrored:
 
     Attributes:
         strategy: The TensorFlow strategy.
-        shard, num_replicas, is_chief: As in `SingleDevice`.
     """
 
-    shard = (0, 1)
-    is_chief = True
-
-    def __init__(self, strategy=None):
+    def __init__(self, strategy: Any = None) -> None:
         import tensorflow as tf
 
         self.strategy = strategy or tf.distribute.MirroredStrategy()
         self.num_replicas = self.strategy.num_replicas_in_sync
 
-    def scope(self):
+    def scope(self) -> AbstractContextManager[Any]:
         """Return the context in which to build, load and compile the model."""
         return self.strategy.scope()
 
-    def fit(self, model, batches, **arguments):
+    def fit(
+        self, model: keras.Model, batches: Any, **arguments: Any
+    ) -> keras.callbacks.History:
         """Train as `model.fit(batches, **arguments)` does and return its `History`."""
         self._check(model)
         return model.fit(batches, **arguments)
 
-    def evaluate(self, model, batches, **arguments):
-        """Return what `model.evaluate(batches, **arguments)` returns."""
+    def evaluate(
+        self,
+        model: keras.Model,
+        batches: Any,
+        *,
+        steps: int | None = None,
+        return_dict: bool = False,
+        verbose: Any = 0,
+    ) -> Any:
+        """Return what `model.evaluate` returns."""
         self._check(model)
-        return model.evaluate(batches, **arguments)
+        return model.evaluate(
+            batches, steps=steps, return_dict=return_dict, verbose=verbose
+        )
 
-    def predict(self, model, x, **arguments):
-        """Return what `model.predict(x, **arguments)` returns, for all of `x`."""
+    def predict(
+        self, model: keras.Model, x: Any, *, batch_size: int = 32, verbose: Any = 0
+    ) -> Any:
+        """Return what `model.predict` returns, for all of `x`."""
         self._check(model)
-        return model.predict(x, **arguments)
+        return model.predict(x, batch_size=batch_size, verbose=verbose)
 
-    def _check(self, model):
+    def _check(self, model: keras.Model) -> None:
         if model.distribute_strategy is not self.strategy:
             raise ValueError(
                 "`model` must be built, loaded or cloned inside `scope()` of the "
@@ -62,7 +78,7 @@ class Mirrored:
         if self.num_replicas > 1 and model.compiled and model.steps_per_execution > 1:
             self._check_steps_per_execution(model)
 
-    def _check_steps_per_execution(self, model):
+    def _check_steps_per_execution(self, model: keras.Model) -> None:
         raise ValueError(
             "Keras cannot run several steps per execution on several mirrored devices. "
             f"Received: steps_per_execution={model.steps_per_execution}. Use 1."
@@ -77,10 +93,18 @@ class TPU(Mirrored):
     `compile(..., steps_per_execution=...)` makes several steps per visit of the host.
     """
 
-    def _check_steps_per_execution(self, model):
+    def _check_steps_per_execution(self, model: keras.Model) -> None:
         pass
 
-    def fit(self, model, batches, *, validation_data=None, validation_freq=1, **kwargs):
+    def fit(
+        self,
+        model: keras.Model,
+        batches: Any,
+        *,
+        validation_data: Any = None,
+        validation_freq: int = 1,
+        **kwargs: Any,
+    ) -> keras.callbacks.History:
         """Train as `model.fit` does and return its `History`.
 
         Raises:
@@ -92,12 +116,20 @@ class TPU(Mirrored):
         callbacks = [validation, *(kwargs.pop("callbacks", None) or ())]
         return model.fit(batches, callbacks=callbacks, **kwargs)
 
-    def evaluate(self, model, batches, *, steps=None, return_dict=False, verbose=0):
+    def evaluate(
+        self,
+        model: keras.Model,
+        batches: Any,
+        *,
+        steps: int | None = None,
+        return_dict: bool = False,
+        verbose: Any = 0,
+    ) -> Any:
         """Return what `model.evaluate` returns on one device."""
         self._check(model)
-        size = None
+        size = 0
 
-        def forward(x):
+        def forward(x: Any) -> NDArray[Any]:
             nonlocal size
             size = size or len(x) + -len(x) % self.num_replicas
             return self._forward(model, x, size)
@@ -107,20 +139,19 @@ class TPU(Mirrored):
                 model, batches, forward, list, steps=steps, return_dict=return_dict
             )
 
-    def predict(self, model, x, *, batch_size=32, verbose=0):
+    def predict(
+        self, model: keras.Model, x: Any, *, batch_size: int = 32, verbose: Any = 0
+    ) -> NDArray[Any]:
         """Return the predictions for all of the array `x`."""
         self._check(model)
         return self._forward(model, np.asarray(x), self.num_replicas * batch_size)
 
-    def _logs(self, model, batches):
-        return self.evaluate(model, batches, return_dict=True)
-
-    def _forward(self, model, x, size):
+    def _forward(self, model: keras.Model, x: Any, size: int) -> NDArray[Any]:
         full = loops.padded(x, size)
         return model.predict(full, batch_size=size, verbose=0)[: len(x)]
 
 
-def tpu(name="local"):
+def tpu(name: str = "local") -> TPU:
     """Return the `TPU` of that name, initialised.
 
     Args:
@@ -146,7 +177,7 @@ def tpu(name="local"):
     return TPU(tf.distribute.TPUStrategy(resolver))
 
 
-class MultiWorker:
+class MultiWorker(Devices):
     """`tf.distribute.MultiWorkerMirroredStrategy`: all GPUs of several machines.
 
     One process per machine; `TF_CONFIG` tells each the addresses of all and its own
@@ -156,14 +187,11 @@ class MultiWorker:
     Args:
         timeout: Seconds after which a collective operation that hangs is an error.
 
-    Attributes:
-        shard, num_replicas, is_chief: As in `SingleDevice`.
-
     Raises:
         ValueError: If `TF_CONFIG` does not name the workers.
     """
 
-    def __init__(self, timeout):
+    def __init__(self, timeout: int) -> None:
         import tensorflow as tf
 
         count = _worker_count()
@@ -177,13 +205,18 @@ class MultiWorker:
         self.shard = (index, count)
         self.is_chief = index == 0
         self.num_replicas = self.strategy.num_replicas_in_sync
-        self._compiled = (None, None)  # the last model and its forward pass
+        self._compiled: tuple[Any, Any] = (
+            None,
+            None,
+        )  # the last model and its forward pass
 
-    def scope(self):
+    def scope(self) -> AbstractContextManager[Any]:
         """Return the context in which to build, load and compile the model."""
         return self.strategy.scope()
 
-    def fit(self, model, batches, **arguments):
+    def fit(
+        self, model: keras.Model, batches: Any, **arguments: Any
+    ) -> keras.callbacks.History:
         """Train as `model.fit` does; `batches` holds this worker's shard.
 
         Raises:
@@ -198,8 +231,7 @@ class MultiWorker:
         with self._others_alive():
             return loops.fit(model, distributed, step, self._logs, **arguments)
 
-    def _train_step(self, model, spec):
-        import keras
+    def _train_step(self, model: keras.Model, spec: Any) -> Callable[[Any], Any]:
         import tensorflow as tf
 
         with self.scope():
@@ -210,13 +242,21 @@ class MultiWorker:
                 model.compute_metrics(x, y, model(x))
 
         @tf.function
-        def step(batch):
+        def step(batch: Any) -> Any:
             self.strategy.run(model.train_step, args=(batch,))
             return model.get_metrics_result()
 
         return step
 
-    def evaluate(self, model, batches, *, steps=None, return_dict=False, verbose=0):
+    def evaluate(
+        self,
+        model: keras.Model,
+        batches: Any,
+        *,
+        steps: int | None = None,
+        return_dict: bool = False,
+        verbose: Any = 0,
+    ) -> Any:
         """Return what `model.evaluate` returns; `batches` holds this worker's shard."""
         with self.scope(), self._others_alive():
             return loops.evaluate(
@@ -228,27 +268,29 @@ class MultiWorker:
                 return_dict=return_dict,
             )
 
-    def predict(self, model, x, *, batch_size=32, verbose=0):
+    def predict(
+        self, model: keras.Model, x: Any, *, batch_size: int = 32, verbose: Any = 0
+    ) -> NDArray[Any]:
         """Return the predictions for all of the array `x`, computed by every worker."""
         return loops.predict(self._forward(model), x, batch_size * self._local_replicas)
 
     @property
-    def _local_replicas(self):
+    def _local_replicas(self) -> int:
         return self.num_replicas // self.shard[1]
 
-    def _forward(self, model):
+    def _forward(self, model: keras.Model) -> Callable[[Any], NDArray[Any]]:
         """Return the forward pass of a batch on the devices of this worker alone."""
         import tensorflow as tf
 
         if self._compiled[0] is not model:
 
-            def call(x):
+            def call(x: Any) -> Any:
                 return self.strategy.run(model, args=(x,), kwargs={"training": False})
 
             self._compiled = (model, tf.function(call, reduce_retracing=True))
         run = self._compiled[1]
 
-        def forward(x):
+        def forward(x: Any) -> NDArray[Any]:
             parts = np.split(
                 loops.padded(x, self._local_replicas), self._local_replicas
             )
@@ -258,21 +300,20 @@ class MultiWorker:
 
         return forward
 
-    def add_up(self, arrays: list[np.ndarray]) -> list[np.ndarray]:
-        """Return the sums of arrays over all processes; every one must call it."""
+    def add_up(self, arrays: list[NDArray[Any]]) -> list[NDArray[Any]]:
         import tensorflow as tf
 
         return [
             self.strategy.reduce(
                 tf.distribute.ReduceOp.SUM,
                 # Once per worker, not once per replica.
-                self._per_replica(lambda i, a=array: a if i == 0 else np.zeros_like(a)),
+                self._per_replica(partial(_on_first, array)),
                 axis=None,
             ).numpy()
             for array in arrays
         ]
 
-    def _per_replica(self, value):
+    def _per_replica(self, value: Callable[[int], Any]) -> Any:
         """Return `value(i)` on the i-th replica of this worker."""
         import tensorflow as tf
 
@@ -282,11 +323,8 @@ class MultiWorker:
             )
         )
 
-    def _logs(self, model, batches):
-        return self.evaluate(model, batches, return_dict=True)
-
     @contextmanager
-    def _others_alive(self):
+    def _others_alive(self) -> Iterator[None]:
         import tensorflow as tf
 
         try:
@@ -304,7 +342,11 @@ class MultiWorker:
             raise RuntimeError(loops.LOST) from error
 
 
-def _full_batch(batches, replicas):
+def _on_first(array: NDArray[Any], replica: int) -> NDArray[Any]:
+    return array if replica == 0 else np.zeros_like(array)
+
+
+def _full_batch(batches: Any, replicas: int) -> int:
     """Return the size of every batch of a `tf.data.Dataset`, a multiple of `replicas`.
 
     Raises:
@@ -320,7 +362,7 @@ def _full_batch(batches, replicas):
     return size
 
 
-def _worker_count():
+def _worker_count() -> int:
     """Return the number of workers that `TF_CONFIG` names."""
     text = os.environ.get("TF_CONFIG", "")
     try:

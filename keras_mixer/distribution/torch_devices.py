@@ -1,16 +1,20 @@
 """torch's DistributedDataParallel: one process per GPU, started by `torchrun`."""
 
 import os
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
+from typing import Any
 
 import keras
 import numpy as np
+from numpy.typing import NDArray
 
 from keras_mixer.distribution import loops
+from keras_mixer.distribution.devices import Devices
 
 
-class DataParallel:
+class DataParallel(Devices):
     """Every process of the job holds the whole model and trains on its own device.
 
     Keras 3.15 has no distribution for torch: its `fit` would train a model of its own
@@ -20,14 +24,11 @@ class DataParallel:
     Args:
         timeout: Seconds to wait for another process.
 
-    Attributes:
-        shard, num_replicas, is_chief: As in `SingleDevice`.
-
     Raises:
         ValueError: If the process was not started by `torchrun`.
     """
 
-    def __init__(self, timeout):
+    def __init__(self, timeout: int) -> None:
         import torch
 
         if not {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= os.environ.keys():
@@ -45,11 +46,9 @@ class DataParallel:
         self.shard = (torch.distributed.get_rank(), self.num_replicas)
         self.is_chief = self.shard[0] == 0
 
-    def scope(self):
-        """Return the context in which to build, load and compile the model."""
-        return nullcontext()
-
-    def fit(self, model, batches, **arguments):
+    def fit(
+        self, model: keras.Model, batches: Any, **arguments: Any
+    ) -> keras.callbacks.History:
         """Train as `model.fit` does; `batches` holds this process's shard.
 
         Raises:
@@ -59,18 +58,20 @@ class DataParallel:
 
         parallel = DistributedDataParallel(model)  # and the weights of the chief
 
-        def train_step(batch):
+        def train_step(batch: Any) -> dict[str, Any]:
             return self._train_step(model, parallel, batch)
 
         with self._others_alive():
             return loops.fit(model, batches, train_step, self._logs, **arguments)
 
-    def _train_step(self, model, parallel, batch):
+    def _train_step(
+        self, model: keras.Model, parallel: Any, batch: Any
+    ) -> dict[str, Any]:
         """Make the step of the global batch and return its metrics."""
         import torch
 
-        x, y, *weights = (_tensor(part) for part in batch)
-        weights = weights[0] if weights else None
+        x, y, *rest = (_tensor(part) for part in batch)
+        weights = rest[0] if rest else None
         parallel.zero_grad()
         predictions = parallel(x, training=True)
         loss = model.compute_loss(x, y, predictions, weights)
@@ -84,7 +85,15 @@ class DataParallel:
             model.metrics[0].update_state(loss, sample_weight=len(y))
             return model.compute_metrics(None, y, predictions, weights)
 
-    def evaluate(self, model, batches, *, steps=None, return_dict=False, verbose=0):
+    def evaluate(
+        self,
+        model: keras.Model,
+        batches: Any,
+        *,
+        steps: int | None = None,
+        return_dict: bool = False,
+        verbose: Any = 0,
+    ) -> Any:
         """Return what `model.evaluate` does; `batches` holds this process's shard."""
         with self._others_alive():
             return loops.evaluate(
@@ -96,11 +105,11 @@ class DataParallel:
                 return_dict=return_dict,
             )
 
-    def predict(self, model, x, **arguments):
+    def predict(self, model: keras.Model, x: Any, **arguments: Any) -> Any:
         """Return what `model.predict(x, **arguments)` returns, in every process."""
         return model.predict(x, **arguments)
 
-    def _gather(self, part):
+    def _gather(self, part: Any) -> Any:
         """Return the parts of all processes, in their order, as one tensor."""
         import torch
 
@@ -108,18 +117,14 @@ class DataParallel:
         torch.distributed.all_gather(parts, part.contiguous())
         return torch.cat(parts)
 
-    def add_up(self, arrays: list[np.ndarray]) -> list[np.ndarray]:
-        """Return the sums of arrays over all processes; every one must call it."""
+    def add_up(self, arrays: list[NDArray[Any]]) -> list[NDArray[Any]]:
         return [
             keras.ops.convert_to_numpy(self._gather(_tensor(array)[None]).sum(axis=0))
             for array in arrays
         ]
 
-    def _logs(self, model, batches):
-        return self.evaluate(model, batches, return_dict=True)
-
     @contextmanager
-    def _others_alive(self):
+    def _others_alive(self) -> Iterator[None]:
         import torch
 
         try:
@@ -131,11 +136,11 @@ class DataParallel:
             raise RuntimeError(loops.LOST) from error
 
 
-def _tensor(array):
+def _tensor(array: Any) -> Any:
     return keras.ops.convert_to_tensor(np.asarray(array))
 
 
-def num_processes():
+def num_processes() -> int:
     """Return how many processes torch knows of, 1 without a process group."""
     import torch
 
