@@ -277,7 +277,7 @@ def warn_of_left_out(folder: str | os.PathLike, left_out: dict[str, list[str]]) 
     )
 
 
-def _as_list(images):
+def _as_list(images: Any) -> list[Any]:
     """Return `images` as a list of paths, PIL images and arrays of one image each."""
     if isinstance(images, (str, os.PathLike)) and _existing(images).is_dir():
         images = list_images(images)
@@ -290,7 +290,7 @@ def _as_list(images):
     return [_as_image(image) for image in images]
 
 
-def _as_image(image):
+def _as_image(image: Any) -> Any:
     if isinstance(image, (str, os.PathLike)):
         return _existing(image)
     if _is_pil(image):
@@ -309,7 +309,7 @@ def _as_image(image):
     return image
 
 
-def _check_values(arrays):
+def _check_values(arrays: list[Any]) -> None:
     """Raise a `ValueError` unless the values of all arrays are pixels in [0, 255]."""
     if not arrays:
         return
@@ -329,7 +329,7 @@ def _check_values(arrays):
         )
 
 
-def _to_array(image, channels):
+def _to_array(image: Any, channels: int) -> NDArray[Any]:
     """Return `image` as an array `(height, width, channels)`."""
     if not isinstance(image, np.ndarray):
         image = decode_image(image, channels)
@@ -453,7 +453,9 @@ def _fit_like_tensorflow(
     )
 
 
-def _bilinear_matrix(in_size, out_size, start=0, stop=None):
+def _bilinear_matrix(
+    in_size: int, out_size: int, start: int = 0, stop: int | None = None
+) -> NDArray[Any]:
     """Return rows `start` to `stop` of the `(out_size, in_size)` bilinear weights."""
     rows = np.arange(start, out_size if stop is None else stop, dtype="float32")
     # float32 throughout, as in TensorFlow's kernel, whose rounding shows in big images.
@@ -464,7 +466,9 @@ def _bilinear_matrix(in_size, out_size, start=0, stop=None):
     return np.maximum(1 - distances, 0)
 
 
-def _area_matrix(in_size, out_size, start=0, stop=None):
+def _area_matrix(
+    in_size: int, out_size: int, start: int = 0, stop: int | None = None
+) -> NDArray[Any]:
     """Return rows `start` to `stop` of the `(out_size, in_size)` area weights."""
     scale = in_size / out_size
     edges = np.arange(start, (out_size if stop is None else stop) + 1) * scale
@@ -553,7 +557,7 @@ def _resize_with_pillow(
     return np.clip(np.stack(channels, axis=2), 0, 255)
 
 
-def _to_numpy(array):
+def _to_numpy(array: Any) -> NDArray[Any]:
     if isinstance(array, np.ndarray):
         return array
     import keras
@@ -563,18 +567,18 @@ def _to_numpy(array):
     return np.asarray(array)
 
 
-def _existing(path):
+def _existing(path: Any) -> Path:
     path = Path(path).expanduser()
     if not path.exists():
         raise FileNotFoundError(f"There is no file or folder {str(path)!r}")
     return path
 
 
-def _is_pil(image):
+def _is_pil(image: Any) -> bool:
     return hasattr(image, "convert") and hasattr(image, "getexif")
 
 
-def _is_real(value):
+def _is_real(value: Any) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool)
 
 

@@ -32,7 +32,7 @@ class Variant:
     image_size: int = 224
 
     @property
-    def sizes(self) -> dict[str, int]:
+    def sizes(self) -> dict[str, Any]:
         """The sizes by the arguments of `keras_mixer.mlp_mixer`."""
         sizes = asdict(self)
         del sizes["image_size"]

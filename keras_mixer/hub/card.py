@@ -8,10 +8,10 @@ out.
 import hashlib
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any, TypedDict
+from typing import TypedDict
 
 from keras_mixer.checkpoints import parse_address
-from keras_mixer.models import MLPMixer
+from keras_mixer.models import MixerConfig, MLPMixer
 from keras_mixer.preprocessing import Preprocessing
 from keras_mixer.variants import parameter_count
 
@@ -257,11 +257,12 @@ def _kind(model: MLPMixer) -> str:
     return "labelled" if model.labels else "unlabelled"
 
 
-def _output(config: dict[str, Any]) -> str:
+def _output(config: MixerConfig) -> str:
     if not config["num_classes"]:
         return f"{config['hidden_dim']} features (it has no head)"
     kind = {"softmax": "probabilities", "linear": "logits"}.get(
-        config["classifier_activation"], f"{config['classifier_activation']} scores"
+        str(config["classifier_activation"]),
+        f"{config['classifier_activation']} scores",
     )
     return f"the {kind} of {config['num_classes']} classes"
 
@@ -272,7 +273,7 @@ def _timm_resizing(record: Preprocessing) -> str:
     return "almost as described below (with antialiasing)"
 
 
-def _same(config: dict[str, Any], timm: bool) -> str:
+def _same(config: MixerConfig, timm: bool) -> str:
     if not timm:
         return "Both compute the same, in float32."
     after = config["classifier_activation"] not in (None, "linear")
@@ -332,7 +333,7 @@ def _resizing(record: Preprocessing, height: int, width: int) -> str:
     return f"Images are {how} ({method}); the central {height} x {width} are taken."
 
 
-def _architecture(config: dict[str, Any]) -> dict[str, object]:
+def _architecture(config: MixerConfig) -> dict[str, object]:
     height, width, _ = config["input_shape"]
     patch_size = config["patch_size"]
     num_patches = (height // patch_size) * (width // patch_size)

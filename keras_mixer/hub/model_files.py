@@ -208,7 +208,7 @@ def _read_weight_file(
     source: str | os.PathLike[str], overrides: Overrides
 ) -> keras.Model:
     input_shape, value_range = overrides.input_shape, overrides.value_range
-    sizes = describe_shapes(read_shapes(source)[0])
+    sizes: dict[str, Any] = {**describe_shapes(read_shapes(source)[0])}
     num_patches, channels = sizes.pop("num_patches"), sizes.pop("channels")
     del sizes["num_classes"]  # the head is that of the file
     if input_shape is None:

@@ -7,6 +7,7 @@ Source: `save_for_hf` in `timm/models/_hub.py`; `MlpMixer` in
 `timm/models/mlp_mixer.py`.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +102,7 @@ def _check_gelu(model: MLPMixer) -> None:
         )
 
 
-def _architecture(config: dict[str, Any]) -> str:
+def _architecture(config: Mapping[str, object]) -> str:
     """Return the name in timm of the model with these sizes."""
     sizes = ("patch_size", "hidden_dim", "num_blocks")
     own = [config[name] for name in sizes]

@@ -1,5 +1,7 @@
 """Dropout whose masks differ between the replicas of a model."""
 
+from typing import Any
+
 import keras
 from keras import ops
 
@@ -14,14 +16,14 @@ class _ReplicaSeeds(keras.random.SeedGenerator):
     # Keras draws first seeds below 1e9: those of two replicas never meet.
     stride = 1_000_000_007
 
-    def next(self, ordered=True):
+    def next(self, ordered: bool = True) -> Any:
         """Return the next seed of this replica."""
         seed = super().next(ordered)
         offset = ops.cast(_replica() * self.stride % 2**31, seed.dtype)
         return seed + offset * ops.convert_to_tensor([1, 0], seed.dtype)
 
 
-def _replica():
+def _replica() -> Any:
     """Number of the copy of the model that computes here, from 0."""
     if keras.config.backend() == "tensorflow":
         import tensorflow as tf
@@ -42,7 +44,12 @@ class Dropout(keras.layers.Layer):
     Not a subclass: Keras's layer is closed for state once it has its own seeds.
     """
 
-    def __init__(self, rate, noise_shape=None, **kwargs):
+    def __init__(
+        self,
+        rate: float,
+        noise_shape: tuple[int | None, ...] | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         self.rate = rate
         self.noise_shape = noise_shape
@@ -50,12 +57,16 @@ class Dropout(keras.layers.Layer):
             self.seed_generator = _ReplicaSeeds()
         self.built = True  # a block that was never called can be quantized, too
 
-    def call(self, x, training=False):
+    def call(
+        self, x: keras.KerasTensor, training: bool | None = False
+    ) -> keras.KerasTensor:
         if not (training and self.rate):
             return x
         return keras.random.dropout(
             x, self.rate, noise_shape=self.noise_shape, seed=self.seed_generator
         )
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(
+        self, input_shape: tuple[int | None, ...]
+    ) -> tuple[int | None, ...]:
         return input_shape

@@ -12,6 +12,7 @@ Source: Tolstikhin et al. 2021, "MLP-Mixer: An all-MLP Architecture for Vision",
 section 2; `vit_jax/models_mixer.py` of google-research/vision_transformer.
 """
 
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, Self
@@ -35,7 +36,7 @@ _kernel_initializer = ContextVar("kernel_initializer", default="lecun_normal")
 
 
 @contextmanager
-def zero_kernels():
+def zero_kernels() -> Iterator[None]:
     """Build layers with zero kernels inside this context.
 
     For models whose weights are set right after: drawing the random numbers of a B/16
@@ -101,17 +102,19 @@ class PatchEmbed(keras.layers.Layer):
         )
         self.projection.build(input_shape)
 
-    def call(self, images):
+    def call(self, images: keras.KerasTensor) -> keras.KerasTensor:
         x = self.projection(images)  # (batch, height / P, width / P, hidden_dim)
         num_patches = x.shape[1] * x.shape[2]
         return ops.reshape(x, (-1, num_patches, self.hidden_dim))
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(
+        self, input_shape: tuple[int | None, ...]
+    ) -> tuple[int | None, ...]:
         image_shape = check_image_shape(input_shape[1:], self.patch_size)
         patches = num_patches(image_shape, self.patch_size)
         return (input_shape[0], patches, self.hidden_dim)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         config = {
             **super().get_config(),
             "hidden_dim": self.hidden_dim,
@@ -137,7 +140,14 @@ class _MLP(LayerOfLayers):
     What both mixings share; they differ in the axis that stands last.
     """
 
-    def __init__(self, mlp_dim, *, dropout_rate=0.0, approximate_gelu=True, **kwargs):
+    def __init__(
+        self,
+        mlp_dim: int,
+        *,
+        dropout_rate: float = 0.0,
+        approximate_gelu: bool = True,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         self.mlp_dim = check_dim("mlp_dim", mlp_dim)
         self.dropout_rate = check_rate("dropout_rate", dropout_rate)
@@ -145,14 +155,14 @@ class _MLP(LayerOfLayers):
         # Created here, not in `build`, so that its seed exists before the first trace.
         self.dropout = Dropout(dropout_rate, dtype=self.dtype_policy, name="dropout")
 
-    def build(self, input_shape):
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
         self.dense_0 = self._dense(self.mlp_dim, "dense_0")
         self.dense_0.build(input_shape)
         self.dense_1 = self._dense(input_shape[-1], "dense_1")
         self.dense_1.build((*input_shape[:-1], self.mlp_dim))
         self.freeze_inner()
 
-    def _dense(self, units: int, name: str) -> Dense:
+    def _dense(self, units: Any, name: str) -> Dense:
         policy = self.dtype_policy
         if isinstance(policy, keras.dtype_policies.DTypePolicyMap):
             # Keras does not save a quantized Dense that holds the whole map.
@@ -166,15 +176,19 @@ class _MLP(LayerOfLayers):
             name=name,
         )
 
-    def call(self, x, training=None):
+    def call(
+        self, x: keras.KerasTensor, training: bool | None = None
+    ) -> keras.KerasTensor:
         x = gelu(dense(self.dense_0, x), self.approximate_gelu, training)
         x = self.dropout(x, training=training)
         return self.dropout(dense(self.dense_1, x), training=training)
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(
+        self, input_shape: tuple[int | None, ...]
+    ) -> tuple[int | None, ...]:
         return tuple(input_shape)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
             "mlp_dim": self.mlp_dim,
@@ -229,7 +243,7 @@ class TokenMixing(_MLP):
     Reference: paper, section 2, eq. (1), first line; `MixerBlock` of the official code.
     """
 
-    def build(self, input_shape):
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
         batch, num_patches, hidden_dim = input_shape
         if num_patches is None:
             raise ValueError(
@@ -239,7 +253,9 @@ class TokenMixing(_MLP):
             )
         super().build((batch, hidden_dim, num_patches))
 
-    def call(self, x, training=None):
+    def call(
+        self, x: keras.KerasTensor, training: bool | None = None
+    ) -> keras.KerasTensor:
         x = ops.swapaxes(x, 1, 2)  # (batch, C, S)
         x = super().call(x, training=training)
         return ops.swapaxes(x, 1, 2)  # (batch, S, C)
@@ -279,15 +295,15 @@ class MixerBlock(LayerOfLayers):
 
     def __init__(
         self,
-        tokens_mlp_dim,
-        channels_mlp_dim,
+        tokens_mlp_dim: int,
+        channels_mlp_dim: int,
         *,
-        dropout_rate=0.0,
-        stochastic_depth_rate=0.0,
-        approximate_gelu=True,
-        remat=False,
-        **kwargs,
-    ):
+        dropout_rate: float = 0.0,
+        stochastic_depth_rate: float = 0.0,
+        approximate_gelu: bool = True,
+        remat: bool = False,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         self.tokens_mlp_dim = check_dim("tokens_mlp_dim", tokens_mlp_dim)
         self.channels_mlp_dim = check_dim("channels_mlp_dim", channels_mlp_dim)
@@ -317,7 +333,7 @@ class MixerBlock(LayerOfLayers):
             name="stochastic_depth",
         )
 
-    def _layer_norm(self, name):
+    def _layer_norm(self, name: str) -> LayerNorm:
         return LayerNorm(
             epsilon=LAYER_NORM_EPSILON,
             dtype=self.dtype_policy,
@@ -325,7 +341,7 @@ class MixerBlock(LayerOfLayers):
             name=name,
         )
 
-    def build(self, input_shape):
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
         for mixing in (self.token_mixing, self.channel_mixing):
             mixing.inner_state = self.inner_state_below(mixing.name)
         self.norm_0.build(input_shape)
@@ -334,18 +350,20 @@ class MixerBlock(LayerOfLayers):
         self.channel_mixing.build(input_shape)
         self.freeze_inner()
 
-    def call(self, x, training=None):
+    def call(
+        self, x: keras.KerasTensor, training: bool | None = None
+    ) -> keras.KerasTensor:
         if self.remat and training:
             return self._mix_with_remat(x)
         return self._mix(x, training)
 
-    def _mix_with_remat(self, x):
+    def _mix_with_remat(self, x: keras.KerasTensor) -> keras.KerasTensor:
         # Variables become values, so that the second computation draws the masks of
         # the first, and none changes inside: the seeds' new states are an output.
         weights, seeds = self.weights, self._seed_states()
         states = [ops.copy(seed) for seed in seeds]
 
-        def mix(x, *values):
+        def mix(x: Any, *values: Any) -> Any:
             mapping = list(zip(weights + seeds, [*values, *states], strict=True))
             with keras.StatelessScope(state_mapping=mapping) as scope:
                 y = self._mix(x, training=True)
@@ -356,20 +374,22 @@ class MixerBlock(LayerOfLayers):
             seed.assign(state)
         return y
 
-    def _seed_states(self):
+    def _seed_states(self) -> list[keras.Variable]:
         weights = {id(weight) for weight in self.weights}
         return [v for v in self.variables if id(v) not in weights]
 
-    def _mix(self, x, training):
+    def _mix(self, x: keras.KerasTensor, training: bool | None) -> keras.KerasTensor:
         y = self.token_mixing(self.norm_0(x), training=training)
         x = x + self.stochastic_depth(y, training=training)
         y = self.channel_mixing(self.norm_1(x), training=training)
         return x + self.stochastic_depth(y, training=training)
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(
+        self, input_shape: tuple[int | None, ...]
+    ) -> tuple[int | None, ...]:
         return tuple(input_shape)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
             "tokens_mlp_dim": self.tokens_mlp_dim,

@@ -6,12 +6,13 @@ a backend or a device leaves some to save.
 
 import math
 from functools import partial
+from typing import Any
 
 import keras
 from keras import ops
 
 
-def dense(layer, x):
+def dense(layer: keras.layers.Dense, x: keras.KerasTensor) -> keras.KerasTensor:
     """Return `layer(x)`, `x kernel + bias` along the last axis.
 
     On GPUs the tensor cores want sizes of 16-bit products in multiples of 8; 49 and 196
@@ -37,7 +38,9 @@ def dense(layer, x):
     return ops.add(ops.matmul(x, kernel), bias)[..., : layer.units]
 
 
-def gelu(x, approximate, training):
+def gelu(
+    x: keras.KerasTensor, approximate: bool, training: bool | None
+) -> keras.KerasTensor:
     """Return `x Phi(x)`, Phi in its tanh form if `approximate`, else the exact one.
 
     On GPUs XLA makes the tanh form, written like this, part of the product before it.
@@ -50,7 +53,7 @@ def gelu(x, approximate, training):
     return keras.remat(function)(x) if training else function(x)
 
 
-def _tanh_gelu(x):
+def _tanh_gelu(x: Any) -> Any:
     cubic = x + 0.044715 * (x * x * x)
     return x * (0.5 * (1.0 + ops.tanh(math.sqrt(2 / math.pi) * cubic)))
 
@@ -62,7 +65,7 @@ class LayerNorm(keras.layers.LayerNormalization):
     official code, in one pass: `variance = mean(x^2) - mean(x)^2`.
     """
 
-    def call(self, x):
+    def call(self, x: keras.KerasTensor) -> keras.KerasTensor:
         backend = keras.config.backend()
         if backend == "torch" or (backend == "tensorflow" and not _on_gpu()):
             return super().call(x)
@@ -77,7 +80,7 @@ class LayerNorm(keras.layers.LayerNormalization):
         return ops.cast(x, self.compute_dtype)
 
 
-def _on_gpu():
+def _on_gpu() -> bool:
     if keras.config.backend() == "jax":
         import jax
 

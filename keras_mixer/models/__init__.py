@@ -4,6 +4,7 @@ Training, evaluation and publishing of a model have wings of their own.
 """
 
 from keras_mixer.models.builtin_layers import plain_model
+from keras_mixer.models.config import MixerConfig
 from keras_mixer.models.create import create
 from keras_mixer.models.family import (
     CONSTRUCTORS,
@@ -33,6 +34,7 @@ from keras_mixer.models.resize import resize
 from keras_mixer.models.unwrap import as_mixer
 
 __all__ = [
+    "MixerConfig",
     "CONSTRUCTORS",
     "FoundMixer",
     "MLPMixer",

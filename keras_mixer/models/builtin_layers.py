@@ -6,18 +6,19 @@ one that `mlp_mixer(weights=...)` takes, too.
 """
 
 import itertools
+from typing import Any
 
 import keras
 from keras import layers
 
 from keras_mixer.checkpoints import activations, check_finite
 from keras_mixer.layers import LAYER_NORM_EPSILON
-from keras_mixer.models.mixer import model_weights
+from keras_mixer.models.mixer import MLPMixer, model_weights
 
 _FLOAT32 = {"dtype": "float32"}  # whatever the policy of the model or of the process
 
 
-def plain_model(model):
+def plain_model(model: MLPMixer) -> keras.Model:
     """Return a float32 `keras.Model` of built-in layers that computes the same.
 
     Models that are equal give files that are equal: no name or seed is left to chance.
@@ -53,23 +54,23 @@ def plain_model(model):
     return plain
 
 
-def _graph(model):
+def _graph(model: MLPMixer) -> keras.Model:
     config, record = model.config, model.preprocessing
     hidden_dim, patch_size = config["hidden_dim"], config["patch_size"]
     seeds = itertools.count()
 
-    def norm(x, name):
+    def norm(x: Any, name: str) -> Any:
         return layers.LayerNormalization(
             epsilon=LAYER_NORM_EPSILON, name=name, **_FLOAT32
         )(x)
 
-    def dropout(x, rate, name, noise_shape=None):
+    def dropout(x: Any, rate: float, name: str, noise_shape: Any = None) -> Any:
         if not rate:
             return x
         seed = next(seeds)
         return layers.Dropout(rate, noise_shape, seed, name=name, **_FLOAT32)(x)
 
-    def mlp(x, mlp_dim, name):
+    def mlp(x: Any, mlp_dim: int, name: str) -> Any:
         out_dim, rate = x.shape[-1], config["dropout_rate"]
         x = _dense(mlp_dim, f"{name}_dense_0")(x)
         # The layer `Activation("gelu")` is always the exact form.
@@ -78,10 +79,10 @@ def _graph(model):
         x = _dense(out_dim, f"{name}_dense_1")(x)
         return dropout(x, rate, f"{name}_dropout_1")
 
-    def swap(x, name):
+    def swap(x: Any, name: str) -> Any:
         return layers.Permute((2, 1), name=name, **_FLOAT32)(x)
 
-    def add(x, y, rate, name):
+    def add(x: Any, y: Any, rate: float, name: str) -> Any:
         y = dropout(y, rate, f"{name}_stochastic_depth", noise_shape=(None, 1, 1))
         return layers.Add(name=name, **_FLOAT32)([x, y])
 
@@ -118,7 +119,12 @@ def _graph(model):
     return images, x
 
 
-def _dense(units, name, kernel_initializer="lecun_normal", activation=None):
+def _dense(
+    units: int,
+    name: str,
+    kernel_initializer: str = "lecun_normal",
+    activation: str | None = None,
+) -> keras.layers.Dense:
     return layers.Dense(
         units,
         activation=activation,

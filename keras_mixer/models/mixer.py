@@ -9,12 +9,14 @@ Source: paper, section 2 and figure 1; `MlpMixer` of `vit_jax/models_mixer.py`.
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from typing import Any
+from os import PathLike
+from typing import Any, Self
 
 import keras
 import numpy as np
+from numpy.typing import NDArray
 
 from keras_mixer.checkpoints import (
     check_shapes,
@@ -34,6 +36,7 @@ from keras_mixer.layers import (
     path_below_model,
     zero_kernels,
 )
+from keras_mixer.models.config import MixerConfig
 from keras_mixer.models.find_mixer import stems_of
 from keras_mixer.preprocessing import Preprocessing
 from keras_mixer.variants import num_patches, weight_shapes
@@ -98,12 +101,12 @@ class MLPMixer(keras.Model):
         )
 
     @property
-    def blocks(self):
+    def blocks(self) -> list[MixerBlock]:
         """The `MixerBlock` layers, first to last."""
         return [layer for layer in self.layers if isinstance(layer, MixerBlock)]
 
     @property
-    def config(self):
+    def config(self) -> MixerConfig:
         """The arguments of `mlp_mixer` that build this architecture again."""
         nodes = {layer.name: layer for layer in self.layers}
         stem, block = nodes["stem"], self.blocks[-1]
@@ -123,7 +126,7 @@ class MLPMixer(keras.Model):
             "stochastic_depth_rate": block.stochastic_depth_rate,
         }
 
-    def features(self, *names):
+    def features(self, *names: str) -> keras.Model:
         """Return a model with the same input that outputs the named nodes.
 
         Args:
@@ -147,7 +150,7 @@ class MLPMixer(keras.Model):
         # Keras's own guards: Metal GPUs, deterministic operations, its layers.
         return model_supports_jit(self)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         """Return the graph, with the preprocessing record and the labels beside it."""
         return {
             **super().get_config(),
@@ -156,7 +159,9 @@ class MLPMixer(keras.Model):
         }
 
     @classmethod
-    def from_config(cls, config, custom_objects=None):
+    def from_config(
+        cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None
+    ) -> Self:
         """Build the model of `get_config`."""
         config = dict(config)
         preprocessing = Preprocessing.from_dict(config.pop("preprocessing"))
@@ -168,7 +173,7 @@ class MLPMixer(keras.Model):
         return model
 
 
-def _serialized(activation):
+def _serialized(activation: Any) -> Any:
     """Return what `keras.activations.get` takes.
 
     Keras's own `serialize` imports TensorFlow, on any backend, to look for its types.
@@ -184,24 +189,24 @@ def _serialized(activation):
 
 def mlp_mixer(
     *,
-    patch_size,
-    hidden_dim,
-    num_blocks,
-    tokens_mlp_dim,
-    channels_mlp_dim,
-    input_shape,
-    num_classes=None,
-    weights=None,
-    approximate_gelu=None,
-    preprocessing=None,
-    classifier_activation="softmax",
-    include_preprocessing=True,
-    dropout_rate=0.0,
-    stochastic_depth_rate=0.0,
-    name=None,
-    dtype=None,
-    labels=None,
-):
+    patch_size: int,
+    hidden_dim: int,
+    num_blocks: int,
+    tokens_mlp_dim: int,
+    channels_mlp_dim: int,
+    input_shape: Sequence[int],
+    num_classes: int | None = None,
+    weights: str | PathLike[str] | None = None,
+    approximate_gelu: bool | None = None,
+    preprocessing: Preprocessing | None = None,
+    classifier_activation: str | Callable[..., Any] | None = "softmax",
+    include_preprocessing: bool = True,
+    dropout_rate: float = 0.0,
+    stochastic_depth_rate: float = 0.0,
+    name: str | None = None,
+    dtype: Any = None,
+    labels: Sequence[str] | None = None,
+) -> MLPMixer:
     """Build a Mixer of any size, with random weights or those of a file.
 
     `tokens = PatchEmbed(images)`; `num_blocks` times `tokens = MixerBlock(tokens)`;
@@ -250,14 +255,14 @@ def mlp_mixer(
     Reference: paper, section 2; stochastic depth as in section 3.
     """
     patch_size = check_dim("patch_size", patch_size)
-    input_shape = check_image_shape(input_shape, patch_size)
-    sizes = {
+    image_shape = check_image_shape(input_shape, patch_size)
+    sizes: dict[str, Any] = {
         "patch_size": patch_size,
         "hidden_dim": check_dim("hidden_dim", hidden_dim),
         "num_blocks": check_dim("num_blocks", num_blocks),
         "tokens_mlp_dim": check_dim("tokens_mlp_dim", tokens_mlp_dim),
         "channels_mlp_dim": check_dim("channels_mlp_dim", channels_mlp_dim),
-        "input_shape": input_shape,
+        "input_shape": image_shape,
     }
     check_rate("dropout_rate", dropout_rate)
     check_rate("stochastic_depth_rate", stochastic_depth_rate)
@@ -267,7 +272,7 @@ def mlp_mixer(
         labels = check_labels(labels, num_classes)
         num_classes = len(labels)
     if preprocessing is not None:
-        preprocessing.check_channels(input_shape[2])
+        preprocessing.check_channels(image_shape[2])
 
     arrays = None
     if weights is not None:
@@ -276,14 +281,16 @@ def mlp_mixer(
             approximate_gelu = layout != "timm"
     with zero_kernels() if arrays else nullcontext():
         model = _build(
-            **sizes,
-            num_classes=1000 if num_classes is None else num_classes,
-            approximate_gelu=True if approximate_gelu is None else approximate_gelu,
-            preprocessing=preprocessing or Preprocessing(),
-            classifier_activation=classifier_activation,
-            include_preprocessing=include_preprocessing,
-            dropout_rate=dropout_rate,
-            stochastic_depth_rate=stochastic_depth_rate,
+            {
+                **sizes,
+                "num_classes": 1000 if num_classes is None else num_classes,
+                "approximate_gelu": approximate_gelu is not False,
+                "classifier_activation": classifier_activation,
+                "include_preprocessing": include_preprocessing,
+                "dropout_rate": dropout_rate,
+                "stochastic_depth_rate": stochastic_depth_rate,
+            },
+            preprocessing or Preprocessing(),
             name=name,
             dtype=dtype,
         )
@@ -331,41 +338,34 @@ def name_head(model: MLPMixer, labels: tuple[str, ...]) -> None:
 
 
 def _build(
+    config: dict[str, Any],
+    preprocessing: Preprocessing,
     *,
-    patch_size,
-    hidden_dim,
-    num_blocks,
-    tokens_mlp_dim,
-    channels_mlp_dim,
-    input_shape,
-    num_classes,
-    approximate_gelu,
-    preprocessing,
-    classifier_activation,
-    include_preprocessing,
-    dropout_rate,
-    stochastic_depth_rate,
-    name,
-    dtype,
-):
-    images = keras.Input(input_shape, name="images")
+    name: str | None,
+    dtype: Any,
+) -> MLPMixer:
+    """Return the model of a `MixerConfig`, whose activation may be any function."""
+    images = keras.Input(config["input_shape"], name="images")
     x = images
-    if include_preprocessing:
+    if config["include_preprocessing"]:
         x = keras.layers.Rescaling(
             **preprocessing.rescaling,
             dtype=_at_least_float32(dtype, "normalization"),
             name="normalization",
         )(x)
-    stem = PatchEmbed(hidden_dim, patch_size, dtype=dtype, name="stem")
+    stem = PatchEmbed(
+        config["hidden_dim"], config["patch_size"], dtype=dtype, name="stem"
+    )
     stem.preprocessing = preprocessing
     x = stem(x)
-    for i in range(num_blocks):
+    for i in range(config["num_blocks"]):
+        rate = config["stochastic_depth_rate"] * i / max(config["num_blocks"] - 1, 1)
         x = MixerBlock(
-            tokens_mlp_dim,
-            channels_mlp_dim,
-            dropout_rate=dropout_rate,
-            stochastic_depth_rate=stochastic_depth_rate * i / max(num_blocks - 1, 1),
-            approximate_gelu=approximate_gelu,
+            config["tokens_mlp_dim"],
+            config["channels_mlp_dim"],
+            dropout_rate=config["dropout_rate"],
+            stochastic_depth_rate=rate,
+            approximate_gelu=config["approximate_gelu"],
             dtype=dtype,
             name=f"block_{i}",
         )(x)
@@ -379,10 +379,10 @@ def _build(
         dtype=_at_least_float32(dtype, "pre_logits"),
         name="pre_logits",
     )(x)
-    if num_classes:
+    if config["num_classes"]:
         x = Dense(
-            num_classes,
-            activation=classifier_activation,
+            config["num_classes"],
+            activation=config["classifier_activation"],
             kernel_initializer="zeros",
             dtype=_at_least_float32(dtype, "head"),
             name="head",
@@ -405,7 +405,9 @@ def _at_least_float32(dtype: Any, name: str) -> keras.dtype_policies.DTypePolicy
     return keras.dtype_policies.get("float32") if half else policy
 
 
-def _read_for(path, sizes, num_classes):
+def _read_for(
+    path: str | PathLike[str], sizes: Mapping[str, Any], num_classes: int | None
+) -> tuple[dict[str, NDArray[Any]], int, str]:
     """Return the file's arrays that fit, the number of classes, and its layout."""
     shapes, layout = read_shapes(path)
     file_classes = describe_shapes(shapes)["num_classes"]
@@ -428,7 +430,7 @@ def _read_for(path, sizes, num_classes):
     return arrays, num_classes, layout
 
 
-def load_weights(model, path):
+def load_weights(model: MLPMixer, path: str | PathLike[str]) -> None:
     """Set the weights of a Mixer to those of a file.
 
     A head with another number of classes than the file's stays as it is.
@@ -442,7 +444,7 @@ def load_weights(model, path):
         FileNotFoundError: If there is no file at `path`.
     """
     config = model.config
-    sizes = {name: config[name] for name in (*_SIZES, "input_shape")}
+    sizes = {k: v for k, v in config.items() if k in (*_SIZES, "input_shape")}
     arrays, *_ = _read_for(path, sizes, config["num_classes"])
     set_weights(model, arrays, new_head=not _has_head(arrays))
 
@@ -480,7 +482,7 @@ def set_weights(
         variable.assign(arrays.pop(path))
 
 
-def save_official(model, path):
+def save_official(model: MLPMixer, path: str | PathLike[str]) -> None:
     """Write the model's weights in the layout of the official checkpoints.
 
     The file is complete under its name or absent. It holds float32 arrays under the

@@ -1,10 +1,19 @@
 """The weights of a model in one that was built with other arguments."""
 
+from collections.abc import Sequence
+from typing import Any
+
 from keras_mixer.layers import zero_kernels
-from keras_mixer.models.mixer import mlp_mixer, model_weights, set_weights
+from keras_mixer.models.mixer import MLPMixer, mlp_mixer, model_weights, set_weights
 
 
-def rebuilt(model, *, labels=None, dtype=None, **changes):
+def rebuilt(
+    model: MLPMixer,
+    *,
+    labels: Sequence[str] | None = None,
+    dtype: Any = None,
+    **changes: Any,
+) -> MLPMixer:
     """Return the same body built anew; `model` is left as it is.
 
     For a new head before training, and after it for a plain model of what was trained:
@@ -27,8 +36,8 @@ def rebuilt(model, *, labels=None, dtype=None, **changes):
     """
     labels = model.labels if labels is None else tuple(labels)
     new_head = labels != model.labels
-    config = {**model.config, **changes}
-    if new_head:
+    config: dict[str, Any] = {**model.config, **changes}
+    if new_head and labels is not None:
         config["num_classes"] = len(labels)
     with zero_kernels():
         new = mlp_mixer(

@@ -9,13 +9,17 @@ what is usual for position embeddings (Dosovitskiy et al. 2020, section 3.2).
 """
 
 import math
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from keras_mixer.checks import check_image_shape
 from keras_mixer.host_values import host_value
 from keras_mixer.layers import nested_layers, path_below_model, zero_kernels
+from keras_mixer.models.config import MixerConfig
 from keras_mixer.models.mixer import MLPMixer, mlp_mixer, set_weights
 from keras_mixer.variants import patch_grid
 
@@ -25,7 +29,11 @@ _WEIGHT_NAMES = ("kernel", "bias", "gamma", "beta")
 _MIXING_WEIGHTS = ("dense_0/kernel", "dense_0/bias", "dense_1/kernel", "dense_1/bias")
 
 
-def resize(model, input_shape, method="auto"):
+def resize(
+    model: MLPMixer,
+    input_shape: Sequence[int],
+    method: Literal["auto", "block_diagonal", "interpolate"] = "auto",
+) -> MLPMixer:
     """Return the same model for images of another size; `model` is left as it is.
 
     Args:
@@ -61,29 +69,30 @@ def resize(model, input_shape, method="auto"):
         )
     _check_weights(model)
     config = model.config
-    input_shape = _check_input_shape(input_shape, config)
-    factors = _integer_factors(config["input_shape"], input_shape)
+    image_shape = _check_input_shape(input_shape, config)
+    factors = _integer_factors(config["input_shape"], image_shape)
     if method == "auto":
         method = "block_diagonal" if factors else "interpolate"
-    if method == "block_diagonal" and not factors:
+    if method == "block_diagonal" and factors is None:
         height, width, channels = config["input_shape"]
         raise ValueError(
             f"`method='block_diagonal'` needs a height that is a multiple of {height} "
             f"and a width that is a multiple of {width}, for example "
             f"{(2 * height, 2 * width, channels)}. Received: input_shape="
-            f"{input_shape}. `method='interpolate'` takes any size."
+            f"{image_shape}. `method='interpolate'` takes any size."
         )
 
     grid = patch_grid(config["input_shape"], config["patch_size"])
-    if method == "block_diagonal":
+    if method == "block_diagonal" and factors is not None:
         transform = partial(block_diagonal, grid=grid, factors=factors)
         config["tokens_mlp_dim"] *= math.prod(factors)
     else:
-        new_grid = patch_grid(input_shape, config["patch_size"])
+        new_grid = patch_grid(image_shape, config["patch_size"])
         transform = partial(interpolate, grid=grid, new_grid=new_grid)
+    config["input_shape"] = image_shape
     with zero_kernels():
         resized = mlp_mixer(
-            **{**config, "input_shape": input_shape},
+            **config,
             preprocessing=model.preprocessing,
             name=model.name,
             dtype=model.blocks[0].dtype_policy,
@@ -94,7 +103,14 @@ def resize(model, input_shape, method="auto"):
     return resized
 
 
-def block_diagonal(kernel_0, bias_0, kernel_1, bias_1, grid, factors):
+def block_diagonal(
+    kernel_0: NDArray[Any],
+    bias_0: NDArray[Any],
+    kernel_1: NDArray[Any],
+    bias_1: NDArray[Any],
+    grid: tuple[int, int],
+    factors: tuple[int, int],
+) -> tuple[NDArray[Any], ...]:
     """Return token-mixing weights for a grid that is an integer factor larger.
 
     The larger image is cut into K = `factors[0] * factors[1]` parts of the old size.
@@ -128,7 +144,14 @@ def block_diagonal(kernel_0, bias_0, kernel_1, bias_1, grid, factors):
     )
 
 
-def interpolate(kernel_0, bias_0, kernel_1, bias_1, grid, new_grid):
+def interpolate(
+    kernel_0: NDArray[Any],
+    bias_0: NDArray[Any],
+    kernel_1: NDArray[Any],
+    bias_1: NDArray[Any],
+    grid: tuple[int, int],
+    new_grid: tuple[int, int],
+) -> tuple[NDArray[Any], ...]:
     """Return token-mixing weights for any other grid, of the same width D_S.
 
     With R of shape (S', S) the bilinear resampling from the old patches to the new,
@@ -159,15 +182,15 @@ def interpolate(kernel_0, bias_0, kernel_1, bias_1, grid, new_grid):
     return new_kernel_0, bias_0, new_kernel_1, new_bias_1
 
 
-def _places_of_parts(grid, factors):
+def _places_of_parts(grid: tuple[int, int], factors: tuple[int, int]) -> NDArray[Any]:
     """Return `(K, S)`: where patch `s` of part `q` lies in the whole, row by row."""
     (rows, columns), (down, across) = grid, factors
-    places = np.arange(down * rows * across * columns)
-    places = places.reshape(down, rows, across, columns).swapaxes(1, 2)
+    numbers = np.arange(down * rows * across * columns)
+    places = numbers.reshape(down, rows, across, columns).swapaxes(1, 2)
     return places.reshape(down * across, rows * columns)
 
 
-def _on_diagonal(kernel, places):
+def _on_diagonal(kernel: NDArray[Any], places: NDArray[Any]) -> NDArray[Any]:
     """Return `(K * S, K * D_S)` with `kernel` of shape `(S, D_S)` once per part."""
     num_parts, width = len(places), kernel.shape[1]
     new = np.zeros((places.size, num_parts, width), kernel.dtype)
@@ -175,7 +198,7 @@ def _on_diagonal(kernel, places):
     return new.reshape(places.size, num_parts * width)
 
 
-def _resampling(size, new_size):
+def _resampling(size: int, new_size: int) -> NDArray[Any]:
     """Return the `(new_size, size)` matrix of bilinear resampling along one edge.
 
     Both edges span the same length. A new patch takes the old ones under a triangle
@@ -187,7 +210,9 @@ def _resampling(size, new_size):
     return weights / weights.sum(axis=1, keepdims=True)
 
 
-def _integer_factors(old_shape, new_shape):
+def _integer_factors(
+    old_shape: Sequence[int], new_shape: Sequence[int]
+) -> tuple[int, int] | None:
     """Return how many times the old edges fit into the new, or `None` if not evenly."""
     (height, width, _), (new_height, new_width, _) = old_shape, new_shape
     if new_height % height or new_width % width:
@@ -195,7 +220,7 @@ def _integer_factors(old_shape, new_shape):
     return new_height // height, new_width // width
 
 
-def _check_weights(model):
+def _check_weights(model: MLPMixer) -> None:
     extra = [w.path for w in model.weights if w.name not in _WEIGHT_NAMES]
     if extra:
         raise ValueError(
@@ -205,7 +230,9 @@ def _check_weights(model):
         )
 
 
-def _check_input_shape(input_shape, config):
+def _check_input_shape(
+    input_shape: Sequence[int], config: MixerConfig
+) -> tuple[int, int, int]:
     input_shape = check_image_shape(input_shape, config["patch_size"])
     channels = config["input_shape"][2]
     if input_shape[2] != channels:
@@ -216,7 +243,9 @@ def _check_input_shape(input_shape, config):
     return input_shape
 
 
-def _copy_weights(model, resized, transform):
+def _copy_weights(
+    model: MLPMixer, resized: MLPMixer, transform: Callable[..., Any]
+) -> None:
     """Assign to `resized` the weights of `model`, token mixing through `transform`."""
     arrays = {path_below_model(w.path): host_value(w) for w in model.weights}
     for block in resized.blocks:
@@ -226,7 +255,7 @@ def _copy_weights(model, resized, transform):
     set_weights(resized, arrays)
 
 
-def _copy_trainable(model, resized):
+def _copy_trainable(model: MLPMixer, resized: MLPMixer) -> None:
     # Outer layers come first: freezing one also freezes all inside it.
     resized.trainable = model.trainable
     for layer, new_layer in zip(

@@ -6,6 +6,7 @@ dense layer. What acts in training only falls away, the dense layer becomes the 
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import keras
 import numpy as np
@@ -13,6 +14,7 @@ import numpy as np
 from keras_mixer.layers import LAYER_NORM_EPSILON, MixerBlock, PatchEmbed, zero_kernels
 from keras_mixer.models.find_mixer import FoundMixer, find_mixer, has_no_effect
 from keras_mixer.models.mixer import MLPMixer, mlp_mixer, model_weights, set_weights
+from keras_mixer.preprocessing import Preprocessing
 
 # Relative; other than in structure, the two differ by half precision at most.
 _TOLERANCE = 0.05
@@ -87,7 +89,7 @@ class _Parts:
         self.head, self.activation = self._read_head(head)
 
     @property
-    def sizes(self) -> dict:
+    def sizes(self) -> dict[str, Any]:
         """The arguments of `mlp_mixer` that the layers tell."""
         block = self.blocks[-1]
         return {
@@ -113,7 +115,7 @@ class _Parts:
             for name, array in model_weights(layer).items()
         }
 
-    def _record(self, before: list[keras.layers.Layer]):
+    def _record(self, before: list[keras.layers.Layer]) -> Preprocessing:
         """Return the record, with the normalisation that lies in the graph."""
         record = self.found.preprocessing
         scale, offset = np.ones(1), np.zeros(1)  # of all channels, or of each
@@ -134,7 +136,9 @@ class _Parts:
         pairs = np.broadcast_arrays(offset, 255 * scale + offset)
         return replace(record, value_range=np.stack(pairs, axis=1).tolist())
 
-    def _read_head(self, layers: list[keras.layers.Layer]):
+    def _read_head(
+        self, layers: list[keras.layers.Layer]
+    ) -> tuple[keras.layers.Dense | None, str | None]:
         """Return the dense layer of the head and the name of its activation."""
         if not layers:
             return None, None
@@ -167,7 +171,7 @@ def _chain(model: keras.Model) -> Iterator[keras.layers.Layer]:
             yield layer
 
 
-def _activation_of(layer: keras.layers.Layer):
+def _activation_of(layer: keras.layers.Layer) -> Any:
     if isinstance(layer, keras.layers.Activation):
         return layer.activation
     if isinstance(layer, keras.layers.Softmax) and layer.axis == -1:
