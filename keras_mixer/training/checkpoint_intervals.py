@@ -74,7 +74,7 @@ class CheckpointIntervals(keras.callbacks.Callback):
         self._means = IntervalMeans(
             options.log_interval * self.accumulation,
             self._batches,
-            _names_of_means(self.model),
+            frozenset(),
             self.model.steps_per_execution,
         )
         self._rate = _rate_by_step(self.model.optimizer, self.accumulation)
@@ -99,6 +99,8 @@ class CheckpointIntervals(keras.callbacks.Callback):
                 self.model.stop_training = True
             return
         with self._lock:
+            # Not before: some backends make the metrics in the first step.
+            self._means.names = self._means.names or _names_of_means(self.model)
             for made, means in self._means.add(batch + 1, numbers):
                 step = self._step(made)
                 row = {**means, "learning_rate": self._rate(step), **self._speed()}
