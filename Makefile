@@ -8,7 +8,7 @@ BACKENDS ?= jax tensorflow torch
 # As many files at once as there are cores.
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
-.PHONY: demo test suite nightly test-keras-nightly test-lowest lint dist clean
+.PHONY: demo test suite nightly test-keras-nightly test-lowest lint docs dist clean
 
 demo: .venv/demo
 	KERAS_BACKEND=$(DEMO_BACKEND) $(BIN)/keras-mixer demo
@@ -41,6 +41,11 @@ lint: .venv/dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+# The site, into `site/`; a warning is an error. The package itself is only read.
+docs: .venv-docs/docs
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict --quiet
+	.venv-docs/bin/python docs/check_site.py site
+
 # What is released, checked: the wheel alone, with one backend, in an empty environment.
 dist: .venv/dev
 	rm -rf dist
@@ -68,6 +73,12 @@ dist: .venv/dev
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch $@ .venv/demo
 
+.venv-docs/docs: pyproject.toml
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['docs'], sep='\n')" \
+		| .venv-docs/bin/python -m pip install --quiet --requirement /dev/stdin
+	touch $@
+
 .venv-keras-nightly/dev: pyproject.toml
 	$(PYTHON) -m venv .venv-keras-nightly
 	.venv-keras-nightly/bin/python -m pip install --quiet --editable '.[dev]'
@@ -85,4 +96,4 @@ dist: .venv/dev
 	touch $@
 
 clean:
-	rm -rf .venv .venv-keras-nightly .venv-lowest build dist
+	rm -rf .venv .venv-docs .venv-keras-nightly .venv-lowest build dist site

@@ -164,14 +164,3 @@ def test_the_test_above_can_fail():
     other = "tensorflow" if keras.config.backend() == "torch" else "torch"
     assert other not in loaded_by("import keras")
     assert other in loaded_by(f"import keras_mixer, {other}")
-
-
-def test_readme_examples_run(tmp_path):
-    blocks = re.findall(
-        r"^```python\n(.+?)^```", (ROOT / "README.md").read_text(), re.M | re.S
-    )
-    # Blocks that need a download say so in their first line.
-    offline = [block for block in blocks if not block.startswith("# online")]
-    assert offline
-    code = "import os, sys; os.chdir(sys.argv[1])\n" + "\n".join(offline)
-    python(code, tmp_path)
