@@ -274,7 +274,7 @@ def test_a_pipe_in_a_folder_is_refused(folder, name, tmp_path):
 
 def as_timm(weights):
     """Our arrays under the names and in the orientation of timm."""
-    from keras_mixer.checkpoints.convert import TIMM, _names
+    from keras_mixer.checkpoints.convert import TIMM, names_of
 
     return {
         theirs: np.ascontiguousarray(
@@ -282,7 +282,7 @@ def as_timm(weights):
             if weights[ours].ndim == 4
             else weights[ours].T
         )
-        for ours, theirs in _names(TIMM, TINY["num_blocks"], head=True).items()
+        for ours, theirs in names_of(TIMM, TINY["num_blocks"], head=True).items()
     }
 
 
