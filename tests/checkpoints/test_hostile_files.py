@@ -201,8 +201,8 @@ height, width, channels = sizes.pop("input_shape")
 shapes = weight_shapes(**sizes, num_patches=12, channels=channels)
 weights = {{n: np.broadcast_to(np.float32(0), s) for n, s in shapes.items()}}
 import zipfile, io
-from keras_mixer.checkpoints.convert import OFFICIAL, _names
-names = _names(OFFICIAL, 6, head=True)
+from keras_mixer.checkpoints.convert import OFFICIAL, names_of
+names = names_of(OFFICIAL, 6, head=True)
 with zipfile.ZipFile({str(path)!r}, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as z:
     for ours, theirs in names.items():
         with z.open(theirs + ".npy", "w", force_zip64=True) as f:

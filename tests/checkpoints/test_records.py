@@ -1,5 +1,6 @@
 """The table of records, and the way from a name to a model that predicts."""
 
+import importlib
 import math
 import multiprocessing
 import re
@@ -427,6 +428,8 @@ def test_wrong_arguments_are_refused_before_any_request(
     "checkpoint", list_checkpoints(), ids=lambda c: f"{c.variant} {c.name}"
 )
 def test_the_record_decides_how_the_model_computes(checkpoint, monkeypatch):
+    # The door gives the function under the name of its module.
+    create_module = importlib.import_module("keras_mixer.models.create")
     received = {}
 
     class Built(Exception):
@@ -436,9 +439,9 @@ def test_the_record_decides_how_the_model_computes(checkpoint, monkeypatch):
         received.update(arguments)
         raise Built
 
-    monkeypatch.setattr(family, "is_cached", lambda record: False)
-    monkeypatch.setattr(family, "weights_path", lambda record: record)
-    monkeypatch.setattr(family, "mlp_mixer", build)
+    monkeypatch.setattr(create_module, "is_cached", lambda record: False)
+    monkeypatch.setattr(create_module, "weights_path", lambda record: record)
+    monkeypatch.setattr(create_module, "mlp_mixer", build)
     with pytest.raises(Built):
         family.CONSTRUCTORS[checkpoint.variant](weights=checkpoint.name)
     assert received["weights"] is checkpoint
