@@ -30,7 +30,7 @@ from keras_mixer.hub.model_files import read_model
 from keras_mixer.hub.numpy_mixer import mixer
 from keras_mixer.models import MLPMixer, model_weights
 from keras_mixer.preprocessing import Range
-from keras_mixer.variants import parameter_count, weight_shapes
+from keras_mixer.variants import num_patches, parameter_count, weight_shapes
 
 # Of the largest number compared. Float32 is exact to 6e-8, and the sums and products
 # of a Mixer lose one digit or two.
@@ -232,12 +232,11 @@ def _check_type(model: object) -> None:
 
 
 def _expected_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
-    height, width, channels = config["input_shape"]
-    patch_size = config["patch_size"]
+    image_shape = config["input_shape"]
     return weight_shapes(
         **{name: config[name] for name in _SIZES},
-        num_patches=(height // patch_size) * (width // patch_size),
-        channels=channels,
+        num_patches=num_patches(image_shape, config["patch_size"]),
+        channels=image_shape[2],
     )
 
 

@@ -11,6 +11,7 @@ from keras import ops
 from numpy.typing import ArrayLike, NDArray
 
 from keras_mixer.models import MLPMixer
+from keras_mixer.variants import patch_grid
 from keras_mixer.visualize.figure import (
     TINY,
     add_caption,
@@ -67,9 +68,8 @@ def token_mixing_filters(
         )
     mixing = model.blocks[block].token_mixing
     kernel = to_float(ops.convert_to_tensor(mixing.dense_0.kernel))  # (S, D_S)
-    height, width, _ = model.input_shape[1:]
     patch_size = model.get_layer("stem").patch_size
-    rows, columns = height // patch_size, width // patch_size
+    rows, columns = patch_grid(model.input_shape[1:], patch_size)
 
     order = pair_by_frequency(kernel, (rows, columns))
     units = kernel.T[order[: check_count(count, len(order))]]
