@@ -64,6 +64,12 @@ class CheckpointIntervals(keras.callbacks.Callback):
         self.progress = progress
         self._lock = threading.Lock()
 
+    def set_model(self, model: keras.Model) -> None:
+        super().set_model(model)
+        # On JAX `self.model` gives the variables the arrays of the last step. While a
+        # step runs, these are gone, so the thread of `on_train_batch_end` must not ask.
+        self._in_training = self.model
+
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         options = self.options
         self._start = epoch * options.save_every
@@ -82,11 +88,11 @@ class CheckpointIntervals(keras.callbacks.Callback):
     def on_train_batch_begin(
         self, batch: int, logs: dict[str, Any] | None = None
     ) -> None:
-        self._made = batch + self.model.steps_per_execution
+        self._made = batch + self._in_training.steps_per_execution
         is_short = self._batches < self.options.save_every * self.accumulation
         if is_short and self._made >= self._batches:
             # Keras ends the epoch after the batch in which this is set.
-            self.model.stop_training = True
+            self._in_training.stop_training = True
 
     def on_train_batch_end(
         self, batch: int, logs: dict[str, Any] | None = None
@@ -96,11 +102,11 @@ class CheckpointIntervals(keras.callbacks.Callback):
             self._bad_batches.add(batch)
             # Processes that share a model must leave the interval at the same step.
             if self.devices.shard == (0, 1):
-                self.model.stop_training = True
+                self._in_training.stop_training = True
             return
         with self._lock:
             # Not before: some backends make the metrics in the first step.
-            self._means.names = self._means.names or _names_of_means(self.model)
+            self._means.names = self._means.names or _names_of_means(self._in_training)
             for made, means in self._means.add(batch + 1, numbers):
                 step = self._step(made)
                 row = {**means, "learning_rate": self._rate(step), **self._speed()}
