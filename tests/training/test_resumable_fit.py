@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -254,6 +255,19 @@ def test_a_run_goes_on_only_as_it_was_begun(tmp_path):
     with pytest.raises(ValueError, match="batch_size: 8 there, 4 now") as caught:
         fit(compiled(rate=0.2), tmp_path, total_steps=10, batch_size=4, resume=True)
     assert "0.1 there, 0.2 now" in str(caught.value)
+
+
+def test_only_the_training_loop_asks_a_callback_for_its_model(monkeypatch, tmp_path):
+    # On JAX the question writes the last step's arrays back, which the next step owns.
+    asked = []
+
+    def model(self):
+        asked.append(threading.current_thread())
+        return self._model
+
+    monkeypatch.setattr(keras.callbacks.Callback, "model", property(model))
+    fit(compiled(), tmp_path, total_steps=6, save_every=3, log_every=1)
+    assert set(asked) == {threading.main_thread()}
 
 
 def test_forty_steps_have_twenty_rows_and_one_checkpoint(tmp_path):
