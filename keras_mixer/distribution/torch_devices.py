@@ -72,13 +72,20 @@ class DataParallel(Devices):
 
         x, y, *rest = (_tensor(part) for part in batch)
         weights = rest[0] if rest else None
-        parallel.zero_grad()
-        predictions = parallel(x, training=True)
-        loss = model.compute_loss(x, y, predictions, weights)
-        model.optimizer.scale_loss(loss).backward()  # and averages the gradients
+        variables = model.trainable_variables
+        # A step that is not one backward pass, such as SAM's, has gradients of its own.
+        own = getattr(model.train_step, "gradients", None)
+        if own is not None:
+            loss, predictions, gradients = own(x, y, weights)
+            gradients = [self._mean(gradient) for gradient in gradients]
+        else:
+            parallel.zero_grad()
+            predictions = parallel(x, training=True)
+            loss = model.compute_loss(x, y, predictions, weights)
+            model.optimizer.scale_loss(loss).backward()  # and averages the gradients
+            gradients = [v.value.grad for v in variables]
         with torch.no_grad():
-            variables = model.trainable_variables
-            model.optimizer.apply([v.value.grad for v in variables], variables)
+            model.optimizer.apply(gradients, variables)
             y, predictions = self._gather(y), self._gather(predictions)
             weights = None if weights is None else self._gather(weights)
             loss = self._gather(loss[None]).mean()
@@ -116,6 +123,16 @@ class DataParallel(Devices):
         parts = [torch.empty_like(part) for _ in range(self.num_replicas)]
         torch.distributed.all_gather(parts, part.contiguous())
         return torch.cat(parts)
+
+    def _mean(self, gradient: Any) -> Any:
+        """Return the mean of a gradient over all processes; `None` stays `None`."""
+        import torch
+
+        if gradient is None:
+            return None
+        gradient = gradient.contiguous()
+        torch.distributed.all_reduce(gradient)
+        return gradient / self.num_replicas
 
     def add_up(self, arrays: list[NDArray[Any]]) -> list[NDArray[Any]]:
         return [

@@ -39,6 +39,12 @@ from keras_mixer.training.runs import (
 from keras_mixer.training.schedules import (
     warmup_schedule,
 )
+from keras_mixer.training.sharpness import (
+    Sharpness,
+)
+from keras_mixer.training.sharpness_step import (
+    set_sam,
+)
 from keras_mixer.training.update_rules import (
     KernelAdamW,
     MomentumSGD,
@@ -52,6 +58,7 @@ __all__ = [
     "PRETRAIN_RECIPES",
     "PretrainRecipe",
     "RunOptions",
+    "Sharpness",
     "SigmoidCrossentropy",
     "add_lora",
     "check_logits",
@@ -66,5 +73,6 @@ __all__ = [
     "pretrain_recipe",
     "set_head_bias",
     "set_remat",
+    "set_sam",
     "warmup_schedule",
 ]

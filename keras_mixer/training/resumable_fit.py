@@ -39,6 +39,8 @@ from keras_mixer.training.run_settings import (
     remember_as_left,
     run_settings,
 )
+from keras_mixer.training.sharpness import Sharpness
+from keras_mixer.training.sharpness_step import sharpness_of
 from keras_mixer.training.trackers import Tracker, trackers
 
 
@@ -65,11 +67,13 @@ class Compilation:
         optimizer: The optimizer that `make` compiles with.
         loss: The loss that `make` compiles with.
         make: Adapts and compiles the model.
+        sharpness: The numbers of SAM, `None` for plain steps.
     """
 
     optimizer: keras.Optimizer
     loss: Any
     make: Callable[[], None]
+    sharpness: Sharpness | None = None
 
     @property
     def accumulation(self) -> int:
@@ -127,7 +131,9 @@ def fit(
     return run(
         model,
         RunData(train, validation, augmentation or data.Augmentation()),
-        compilation=Compilation(model.optimizer, model.loss, lambda: None),
+        compilation=Compilation(
+            model.optimizer, model.loss, lambda: None, sharpness_of(model)
+        ),
         options=options,
         devices=distribution or SingleDevice(),
         callbacks=callbacks,
@@ -165,6 +171,7 @@ def run(
         options=options,
         optimizer=compilation.optimizer,
         loss=compilation.loss,
+        sharpness=compilation.sharpness,
     )
     checkpoints = Checkpoints(options.folder / "checkpoints", keep=options.keep)
     with contextlib.ExitStack() as stack:

@@ -12,6 +12,7 @@ from keras_mixer.data import Augmentation, Source
 from keras_mixer.host_values import host_value
 from keras_mixer.training.run_checkpoints import Checkpoint
 from keras_mixer.training.run_options import RunOptions
+from keras_mixer.training.sharpness import Sharpness
 
 Settings = dict[str, Any]
 
@@ -39,6 +40,7 @@ def run_settings(
     options: RunOptions,
     optimizer: keras.Optimizer,
     loss: Any,
+    sharpness: Sharpness | None = None,
 ) -> Settings:
     """Return the settings of a run, as in JSON. The model has its first weights."""
     settings = {
@@ -58,6 +60,8 @@ def run_settings(
         "validation_data": validation and validation.fingerprint(),
         "starting_weights": starting_weights(model),
     }
+    if sharpness is not None:  # files of plain training have no such entry
+        settings["sam"] = asdict(sharpness)
     return json.loads(json.dumps(settings))
 
 

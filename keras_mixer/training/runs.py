@@ -30,6 +30,8 @@ from keras_mixer.training.optimizers import (
 )
 from keras_mixer.training.resumable_fit import Compilation, RunData, run
 from keras_mixer.training.run_options import RunOptions
+from keras_mixer.training.sharpness import Rho, Sharpness, check_sam
+from keras_mixer.training.sharpness_step import set_sam
 
 Loss = Literal["softmax", "sigmoid"]
 _Record = TypeVar("_Record")
@@ -43,6 +45,8 @@ class _Objective:
     label_smoothing: float
     accumulation_steps: int
     ema_momentum: float | None
+    sam_rho: Rho
+    gsam_alpha: float
     remat: bool
 
 
@@ -64,6 +68,8 @@ def finetune(
     label_smoothing: float = 0.0,
     accumulation_steps: int = 1,
     ema_momentum: float | None = None,
+    sam_rho: Rho = 0.0,
+    gsam_alpha: float = 0.0,
     remat: bool = False,
     crop: data.Crop = "inception",
     pad: int = 4,
@@ -115,6 +121,10 @@ def finetune(
             step.
         ema_momentum: Momentum of averaged weights, with which the model is measured and
             ends, in [0, 1]; `None` for none.
+        sam_rho: Length of SAM's perturbation of the weights, 0 for plain training; a
+            tuple of two follows the learning rate from its lowest value to its peak.
+            About twice the time per step; see `set_sam`.
+        gsam_alpha: Share of GSAM's orthogonal gradient, 0 for SAM. Needs `sam_rho`.
         remat: Whether to compute the blocks again in the backward pass, to save memory.
         crop: `"inception"`, `"pad"` or `"none"`, as in `data.Augmentation`.
         pad: Zero pixels on each side before the crop of `crop="pad"`.
@@ -182,7 +192,7 @@ def finetune(
         clip_norm=clip_norm,
         layer_decay=layer_decay,
     )
-    return _run(given, make_optimizer, adapt)
+    return _run(given, make_optimizer, adapt, (0.0, base_learning_rate))
 
 
 def pretrain(
@@ -204,6 +214,8 @@ def pretrain(
     label_smoothing: float = 0.0,
     accumulation_steps: int = 1,
     ema_momentum: float | None = None,
+    sam_rho: Rho = 0.0,
+    gsam_alpha: float = 0.0,
     remat: bool = False,
     crop: data.Crop = "inception",
     pad: int = 4,
@@ -253,6 +265,10 @@ def pretrain(
             step.
         ema_momentum: Momentum of averaged weights, with which the model is measured and
             ends, in [0, 1]; `None` for none.
+        sam_rho: Length of SAM's perturbation of the weights, 0 for plain training; a
+            tuple of two follows the learning rate from its lowest value to its peak.
+            About twice the time per step; see `set_sam`.
+        gsam_alpha: Share of GSAM's orthogonal gradient, 0 for SAM. Needs `sam_rho`.
         remat: Whether to compute the blocks again in the backward pass, to save memory.
         crop: `"inception"`, `"pad"` or `"none"`, as in `data.Augmentation`.
         pad: Zero pixels on each side before the crop of `crop="pad"`.
@@ -309,7 +325,8 @@ def pretrain(
         linear_end=linear_end,
         layer_decay=layer_decay,
     )
-    return _run(given, make_optimizer, lambda: None)
+    lowest = linear_end * base_learning_rate if schedule == "linear" else 0.0
+    return _run(given, make_optimizer, lambda: None, (lowest, base_learning_rate))
 
 
 def finetune_rates(
@@ -373,6 +390,7 @@ def _run(
     given: Mapping[str, Any],
     make_optimizer: Callable[..., keras.Optimizer],
     adapt: Callable[[], None],
+    learning_rates: tuple[float, float],
 ) -> keras.callbacks.History:
     """Check the arguments of a recipe, then adapt, compile and train the model."""
     model, train, validation = (given[n] for n in ("model", "train", "validation"))
@@ -381,6 +399,7 @@ def _run(
     augmentation = _taken(data.Augmentation, given)
     objective = _taken(_Objective, given)
     loss = _loss(objective)
+    sharpness = _sharpness(objective, learning_rates)
     optimizer = make_optimizer(
         accumulation_steps=objective.accumulation_steps,
         ema_momentum=objective.ema_momentum,
@@ -390,6 +409,7 @@ def _run(
         adapt()
         if objective.remat:
             set_remat(model, True)
+        set_sam(model, sharpness)
         model.compile(
             optimizer=optimizer,
             loss=loss,
@@ -399,7 +419,7 @@ def _run(
     return run(
         model,
         RunData(train, validation, augmentation),
-        compilation=Compilation(optimizer, loss, make),
+        compilation=Compilation(optimizer, loss, make, sharpness),
         options=options,
         devices=given["distribution"] or SingleDevice(),
         callbacks=given["callbacks"],
@@ -410,6 +430,17 @@ def _taken(record: type[_Record], given: Mapping[str, Any]) -> _Record:
     """Return a record of those arguments that have the names of its fields."""
     fields = dataclasses.fields(record)  # type: ignore[arg-type]
     return record(**{field.name: given[field.name] for field in fields})
+
+
+def _sharpness(
+    objective: _Objective, learning_rates: tuple[float, float]
+) -> Sharpness | None:
+    rho, alpha = objective.sam_rho, objective.gsam_alpha
+    check_sam(rho, alpha)
+    if not rho:
+        return None
+    rates = learning_rates if isinstance(rho, tuple) else None
+    return Sharpness(rho=rho, gsam_alpha=alpha, learning_rates=rates)
 
 
 def _loss(objective: _Objective) -> keras.losses.Loss:

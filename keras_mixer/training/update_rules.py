@@ -49,11 +49,11 @@ class _Optimizer(keras.optimizers.Optimizer):
         self.averages: list[keras.Variable] = []
 
     def build(self, variables: list[keras.Variable]) -> None:
-        if self.gradient_accumulation_steps and _num_replicas() > 1:
+        if self.gradient_accumulation_steps and num_replicas() > 1:
             raise ValueError(
                 "Keras cannot accumulate gradients under a TensorFlow strategy of "
                 "several replicas. Received: accumulation_steps="
-                f"{self.gradient_accumulation_steps} on {_num_replicas()} replicas. "
+                f"{self.gradient_accumulation_steps} on {num_replicas()} replicas. "
                 "Use `accumulation_steps=1` with more replicas, or `remat`."
             )
         if self.has_averages:  # the first variables, as in files that Keras wrote
@@ -67,7 +67,7 @@ class _Optimizer(keras.optimizers.Optimizer):
         trainable_variables: list[keras.Variable] | None = None,
     ) -> None:
         grads = list(grads)
-        if self.global_clipnorm and _num_replicas() > 1:
+        if self.global_clipnorm and num_replicas() > 1:
             grads = _clip_over_replicas(grads, self.global_clipnorm)
         super().apply(grads, trainable_variables)
         if self.averages and trainable_variables is not None:
@@ -302,7 +302,7 @@ def _rate_factors(
     return factors
 
 
-def _num_replicas() -> int:
+def num_replicas() -> int:
     """Return the number of replicas that share one optimizer step."""
     if keras.config.backend() != "tensorflow":
         return 1  # JAX and torch hand over gradients of the whole batch
