@@ -1,25 +1,34 @@
-"""Will it fit? The whole JAX training step, compiled for a TPU slice without the slice.
+"""Will it fit? A whole training step, compiled for a TPU slice without the slice.
 
 The TPU's own compiler reports, for one device, memory and floating-point operations per
-step. It runs on any machine with `pip install 'keras-mixer[tpu-compile]'`. The program
-is compiled only: it does not run, and no time is measured.
+step, of JAX and of TensorFlow. It runs on any machine with
+`pip install 'keras-mixer[tpu-compile]'`. The program is compiled only: it does not run,
+and no time is measured. Of TensorFlow the runtime, the strategy's own way to start the
+program on every core, and the input pipeline remain untested.
 
 `compile_for_slice` builds and compiles what a `SliceStep` describes, and `table` shows
 the result. `topology`, `compile_step` and `largest_batch` do the same for any model.
 """
 
+import multiprocessing
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import keras
 import numpy as np
 
+from keras_mixer.benchmark import replica_program
 from keras_mixer.distribution import jax_devices
 from keras_mixer.models import CONSTRUCTORS, MLPMixer
 from keras_mixer.training import finetune_optimizer, pretrain_optimizer, set_remat
+
+# Those whose steps can be compiled.
+BACKENDS = ("jax", "tensorflow")
 
 _COLLECTIVE = re.compile(r" (?:all-reduce|all-gather|reduce-scatter)(?:-start)?\(")
 
@@ -31,7 +40,7 @@ _OPTIMIZERS = {
 
 @dataclass(frozen=True)
 class SliceStep:
-    """One training step on a TPU slice.
+    """One step, of training or evaluation, on a TPU slice.
 
     Attributes:
         variant: Name of a model of the family, such as `"B/16"`.
@@ -43,6 +52,7 @@ class SliceStep:
         remat: Whether the blocks' activations are computed again in the backward pass,
             which saves memory.
         optimizer: Whose step: that of the official fine-tuning or pre-training.
+        training: Whether it is `train_step`, or `test_step`, which has no optimizer.
     """
 
     variant: str = "B/16"
@@ -53,6 +63,7 @@ class SliceStep:
     dtype: str = "mixed_bfloat16"
     remat: bool = False
     optimizer: Literal["finetune", "pretrain"] = "finetune"
+    training: bool = True
 
 
 @dataclass(frozen=True)
@@ -81,9 +92,10 @@ class Compiled:
 def compile_for_slice(
     step: SliceStep, batch_size: int | None = None
 ) -> Compiled | None:
-    """Build a model, compile its training step, and return the compiler's report.
+    """Build a model, compile its step, and return the compiler's report.
 
-    The process computes on its CPU from now on: JAX must not look for a TPU.
+    The step is that of the backend, JAX or TensorFlow. The process computes on its CPU
+    from now on: JAX must not look for a TPU.
 
     Args:
         step: The model, its optimizer and the slice.
@@ -95,13 +107,15 @@ def compile_for_slice(
 
     Raises:
         ImportError: If libtpu is not installed.
-        ValueError: If the backend is not JAX, there is no such variant, slice or
-            optimizer, or the batch does not divide among the devices.
+        ValueError: If the backend is neither JAX nor TensorFlow, there is no such
+            variant, slice or optimizer, the batch does not divide among the devices,
+            devices of TensorFlow are to share a model, or no TPU can run the step.
     """
-    if keras.config.backend() != "jax":
+    backend = keras.config.backend()
+    if backend not in BACKENDS:
         raise ValueError(
-            "Compiling for a TPU slice needs the backend JAX. Received: "
-            f"{keras.config.backend()}. Set KERAS_BACKEND=jax."
+            "Compiling for a TPU slice needs the backend JAX or TensorFlow. Received: "
+            f"{backend}. Set KERAS_BACKEND=jax."
         )
     for name, value, choices in (
         ("variant", step.variant, CONSTRUCTORS),
@@ -111,34 +125,85 @@ def compile_for_slice(
             raise ValueError(
                 f"`{name}` must be one of {', '.join(choices)}. Received: {value!r}"
             )
+    _check_model_devices(step.model_devices)
     import jax
 
     jax.config.update("jax_platforms", "cpu")
     devices = topology(step.topology)
-    model = _trained_model(step)
+    on_slice: Any = nullcontext()
+    if backend == "tensorflow":
+        on_slice = replica_program.replicas(len(devices)).scope()
+    with on_slice:
+        model = _trained_model(step)
+    how: dict[str, Any] = {
+        "model_devices": step.model_devices,
+        "training": step.training,
+    }
     if batch_size is None:
-        return largest_batch(model, devices, model_devices=step.model_devices)
-    return compile_step(model, devices, batch_size, model_devices=step.model_devices)
+        return largest_batch(model, devices, **how)
+    return compile_step(model, devices, batch_size, **how)
 
 
-def table(step: SliceStep, compiled: Compiled | None) -> str:
-    """Return the result of `compile_for_slice` as lines of text."""
+def compile_in_backends(
+    step: SliceStep, batch_size: int | None, backends: Sequence[str]
+) -> dict[str, Compiled | None]:
+    """Return the report of `compile_for_slice` for every backend.
+
+    Backends other than this process's have a process of their own, one after another.
+
+    Args:
+        step: As in `compile_for_slice`.
+        batch_size: As in `compile_for_slice`.
+        backends: Some of `BACKENDS`.
+    """
+    return {
+        name: compile_for_slice(step, batch_size)
+        if name == keras.config.backend()
+        else _compile_elsewhere(name, step, batch_size)
+        for name in backends
+    }
+
+
+def table(step: SliceStep, compiled: Mapping[str, Compiled | None]) -> str:
+    """Return the result of `compile_in_backends` as lines of text."""
     name = f"{step.variant} at {step.image_size}, {step.dtype}, {step.topology}"
     if step.remat:
         name += ", remat"
-    if compiled is None:
-        return f"{name}: it does not fit into the memory of a device"
-    rows = {
-        "batch, all devices": f"{compiled.batch_size:,}",
-        "state and input, MiB": f"{compiled.state / 2**20:,.0f}",
-        "temporary, MiB": f"{compiled.temporary / 2**20:,.0f}",
-        "program, MiB": f"{compiled.program / 2**20:,.0f}",
-        "TFLOP per step": f"{compiled.flops / 1e12:,.3f}",
-        "collectives": f"{compiled.collectives}",
-    }
-    shared = f"{compiled.num_devices} devices, {step.model_devices} per model"
-    lines = [f"{key:<22}{value:>12}" for key, value in rows.items()]
+    if not step.training:
+        name += ", evaluation"
+    columns = [_column(report) for report in compiled.values()]
+    titles = [f"{backend:>14}" for backend in compiled]
+    lines = [f"{'':<22}{''.join(titles)}"]
+    for row, key in enumerate(_ROWS):
+        cells = [f"{column[row]:>14}" for column in columns]
+        lines.append(f"{key:<22}{''.join(cells)}")
+    shared = f"{step.model_devices} per model"
+    if found := next(filter(None, compiled.values()), None):
+        shared = f"{found.num_devices} devices, {shared}"
     return "\n".join([f"{name} ({shared}); per device:", *lines])
+
+
+_ROWS = (
+    "batch, all devices",
+    "state and input, MiB",
+    "temporary, MiB",
+    "program, MiB",
+    "TFLOP per step",
+    "collectives",
+)
+
+
+def _column(report: Compiled | None) -> list[str]:
+    if report is None:
+        return ["does not fit", *["-"] * (len(_ROWS) - 1)]
+    return [
+        f"{report.batch_size:,}",
+        f"{report.state / 2**20:,.0f}",
+        f"{report.temporary / 2**20:,.0f}",
+        f"{report.program / 2**20:,.0f}",
+        f"{report.flops / 1e12:,.3f}",
+        f"{report.collectives}",
+    ]
 
 
 def topology(name: str) -> Sequence[Any]:
@@ -181,34 +246,91 @@ def compile_step(
     batch_size: int,
     *,
     model_devices: int = 1,
+    training: bool = True,
 ) -> Compiled | None:
     """Compile `model.train_step` for the devices and return the compiler's report.
 
-    The step is the one that `fit` runs under `jax_devices.Parallel`: loss, gradients,
-    optimizer, metrics; the memory of the old state is reused.
+    The step is the one that `fit` runs, on JAX under `jax_devices.Parallel`, on
+    TensorFlow in every replica of `TPUStrategy`: loss, gradients and their sum over the
+    devices, optimizer, metrics; the memory of the old state is reused.
 
     Args:
-        model: A compiled (`model.compile`) model with logits, on one device.
+        model: A compiled (`model.compile`) model with logits: on JAX on one device, on
+            TensorFlow built in the scope of `replica_program.replicas(len(devices))`.
         devices: Those of `topology`.
         batch_size: Images of a step, over all devices.
-        model_devices: Devices that share one copy of the weights.
+        model_devices: Devices that share one copy of the weights. 1 on TensorFlow.
+        training: Whether it is `train_step`, or `test_step`.
 
     Returns:
         A `Compiled`, or `None` if the memory of a device is too small.
 
     Raises:
-        ValueError: If the batch does not divide among the devices.
+        ValueError: If the batch does not divide among the devices, or no TPU can run
+            the step.
     """
-    import jax
-
+    _check_model_devices(model_devices)
     replicas = len(devices) // model_devices
     if batch_size < 1 or batch_size % replicas:
         raise ValueError(
             f"`batch_size` must be a multiple of the {replicas} copies of the model. "
             f"Received: batch_size={batch_size}"
         )
+    import jax
+
+    if keras.config.backend() == "tensorflow":
+        lowered = _lowered_tensorflow(model, devices, batch_size, training)
+    else:
+        lowered = _lowered_jax(model, devices, batch_size, model_devices, training)
+    try:
+        program = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" in str(error):
+            return None
+        raise ValueError(
+            "`model` has a step that no TPU can run. The TPU's compiler says: "
+            f"{str(error).splitlines()[0]}"
+        ) from error
+    memory = program.memory_analysis()
+    return Compiled(
+        batch_size=batch_size,
+        num_devices=len(devices),
+        state=memory.argument_size_in_bytes,
+        temporary=memory.temp_size_in_bytes,
+        program=memory.generated_code_size_in_bytes,
+        flops=program.cost_analysis()["flops"],
+        collectives=len(_COLLECTIVE.findall(program.as_text())),
+    )
+
+
+def _lowered_tensorflow(
+    model: keras.Model, devices: Sequence[Any], batch_size: int, training: bool
+) -> Any:
+    if model.distribute_strategy.num_replicas_in_sync != len(devices):
+        raise ValueError(
+            "`model` must be built and compiled in the scope of "
+            f"`replica_program.replicas({len(devices)})`. Received: a model of "
+            f"{model.distribute_strategy.num_replicas_in_sync} replicas."
+        )
+    with model.distribute_strategy.scope():
+        create_state(model)
+        program = replica_program.replica_program(
+            model, batch_size // len(devices), training=training
+        )
+    return replica_program.lower(program, devices)
+
+
+def _lowered_jax(
+    model: keras.Model,
+    devices: Sequence[Any],
+    batch_size: int,
+    model_devices: int,
+    training: bool,
+) -> Any:
+    import jax
+
     layout = jax_devices.parallel(jax_devices.mesh(devices, model_devices))
-    _create_state(model)
+    create_state(model)
 
     def placed(variable: keras.Variable) -> Any:
         sharding = layout.get_variable_layout(variable).backend_layout
@@ -223,33 +345,17 @@ def compile_step(
         for variables in (
             model.trainable_variables,
             model.non_trainable_variables,
-            model.optimizer.variables,
+            *([model.optimizer.variables] if training else []),
             model.metrics_variables,
         )
     )
     step = jax.jit(
-        model.train_step,
+        model.train_step if training else model.test_step,
         donate_argnums=0,
         out_shardings=(None, jax.tree.map(lambda part: part.sharding, state)),
     )
     data = (batch(*model.input_shape[1:]), batch(*model.output_shape[1:]))
-    lowered = step.trace(state, data).lower(lowering_platforms=("tpu",))
-    try:
-        program = lowered.compile()
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        return None
-    memory = program.memory_analysis()
-    return Compiled(
-        batch_size=batch_size,
-        num_devices=len(devices),
-        state=memory.argument_size_in_bytes,
-        temporary=memory.temp_size_in_bytes,
-        program=memory.generated_code_size_in_bytes,
-        flops=program.cost_analysis()["flops"],
-        collectives=len(_COLLECTIVE.findall(program.as_text())),
-    )
+    return step.trace(state, data).lower(lowering_platforms=("tpu",))
 
 
 def largest_batch(
@@ -257,6 +363,7 @@ def largest_batch(
     devices: Sequence[Any],
     *,
     model_devices: int = 1,
+    training: bool = True,
     first: int = 16,
 ) -> Compiled | None:
     """Return the `Compiled` of the largest batch that fits, or `None`.
@@ -267,13 +374,18 @@ def largest_batch(
         model: As in `compile_step`.
         devices: As in `compile_step`.
         model_devices: As in `compile_step`.
+        training: As in `compile_step`.
         first: Images per copy to begin the search with, a power of two.
     """
     replicas = len(devices) // model_devices
 
     def fits(images: int) -> Compiled | None:
         return compile_step(
-            model, devices, images * replicas, model_devices=model_devices
+            model,
+            devices,
+            images * replicas,
+            model_devices=model_devices,
+            training=training,
         )
 
     images, best = first, fits(first)
@@ -302,9 +414,33 @@ def _trained_model(step: SliceStep) -> MLPMixer:
     return model
 
 
-def _create_state(model: keras.Model) -> None:
+def create_state(model: keras.Model) -> None:
     """Create what `fit` creates with its first batch: optimizer and metrics."""
     x, y = (np.zeros((1, *s[1:])) for s in (model.input_shape, model.output_shape))
     model.optimizer.build(model.trainable_variables)
     with keras.StatelessScope():
         model.compute_metrics(x, y, y)
+
+
+def _check_model_devices(model_devices: int) -> None:
+    if keras.config.backend() == "tensorflow" and model_devices != 1:
+        raise ValueError(
+            "`model_devices` must be 1 on TensorFlow, whose TPUStrategy gives every "
+            f"core the whole model. Received: model_devices={model_devices}"
+        )
+
+
+def _compile_elsewhere(
+    backend: str, step: SliceStep, batch_size: int | None
+) -> Compiled | None:
+    """Return the report of another process, whose backend is another one."""
+    before = os.environ.get("KERAS_BACKEND")
+    os.environ["KERAS_BACKEND"] = backend  # read by the process that starts
+    try:
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(1, mp_context=context) as pool:
+            return pool.submit(compile_for_slice, step, batch_size).result()
+    finally:
+        del os.environ["KERAS_BACKEND"]
+        if before is not None:
+            os.environ["KERAS_BACKEND"] = before

@@ -15,6 +15,7 @@ from keras_mixer.cli.early_checks import (
     check_weights,
     check_writable,
 )
+from keras_mixer.cli.messages import UsageError
 from keras_mixer.cli.output import write_json
 
 if TYPE_CHECKING:
@@ -111,15 +112,22 @@ def _add_tpu_compile(commands: "Commands") -> None:
         commands,
         "tpu-compile",
         _tpu_compile,
-        "compile a training step for a TPU slice that need not be here (JAX)",
+        "compile a training step for a TPU slice that need not be here",
         examples=(
             "tpu-compile --variant B/16 --topology v5e:2x2 --batch 1024",
+            "tpu-compile --variant L/16 --batch 256 --backend jax tensorflow",
             "tpu-compile --variant H/14 --topology v5e:16x16 --remat",
         ),
         check=_check_tpu_compile,
         flags={"batch_size": "--batch", "num_classes": "--classes"},
     )
     command.add_argument("--variant", default="B/16", help="default: %(default)s")
+    command.add_argument(
+        "--backend",
+        nargs="+",
+        choices=("jax", "tensorflow"),
+        help="whose steps, each a column of the table (default: that of KERAS_BACKEND)",
+    )
     command.add_argument(
         "--topology",
         default="v5e:2x2",
@@ -138,7 +146,8 @@ def _add_tpu_compile(commands: "Commands") -> None:
         type=integer(1),
         default=1,
         metavar="N",
-        help="devices that share one copy of the weights (default: %(default)s)",
+        help="devices that share one copy of the weights, on JAX (default: "
+        "%(default)s)",
     )
     command.add_argument(
         "--image-size",
@@ -169,6 +178,11 @@ def _add_tpu_compile(commands: "Commands") -> None:
         choices=("finetune", "pretrain"),
         help="whose step (default: %(default)s)",
     )
+    command.add_argument(
+        "--evaluation",
+        action="store_true",
+        help="the step of an evaluation: no gradients, no optimizer",
+    )
 
 
 def _batch(text: str) -> int | None:
@@ -190,7 +204,15 @@ def _check_benchmark(options: argparse.Namespace) -> None:
 def _check_tpu_compile(options: argparse.Namespace) -> None:
     check_variant(options.variant)
     check_dtype(options.dtype)
-    check_backend("jax")
+    options.backend = options.backend or [check_backend("jax", "tensorflow")]
+    if "tensorflow" in options.backend:
+        check_packages("TensorFlow's step", "tensorflow", "tensorflow")
+        if options.model_devices > 1:
+            raise UsageError(
+                "--model-devices must be 1 with the backend tensorflow: TPUStrategy "
+                "gives every core the whole model. Received: --model-devices "
+                f"{options.model_devices}"
+            )
     check_packages("Compiling for TPUs", "tpu-compile", "libtpu")
 
 
@@ -259,7 +281,8 @@ def _tpu_compile(options: argparse.Namespace) -> int:
         dtype=options.dtype,
         remat=options.remat,
         optimizer=options.optimizer,
+        training=not options.evaluation,
     )
-    compiled = tpu_compile.compile_for_slice(step, options.batch)
+    compiled = tpu_compile.compile_in_backends(step, options.batch, options.backend)
     print(tpu_compile.table(step, compiled))
-    return 0 if compiled else 1
+    return 0 if all(compiled.values()) else 1

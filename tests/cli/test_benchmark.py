@@ -66,27 +66,34 @@ def test_tpu_compile_asks_for_one_step(monkeypatch, capsys):
     from keras_mixer.cli import benchmark
 
     asked = []
-    monkeypatch.setattr(benchmark, "check_backend", lambda *names: asked.append(names))
+
+    def check_backend(*names):
+        asked.append(names)
+        return "jax"
+
+    monkeypatch.setattr(benchmark, "check_backend", check_backend)
     monkeypatch.setattr(benchmark, "check_packages", lambda *names: None)
     found = tpu_compile.Compiled(64, 4, 3 * 2**30, 2**20, 2**21, 1.5e12, 7)
-    monkeypatch.setattr(
-        tpu_compile,
-        "compile_for_slice",
-        lambda *arguments: asked.append(arguments) or found,
-    )
+
+    def compile_in_backends(step, batch_size, backends):
+        asked.append((step, batch_size, backends))
+        return dict.fromkeys(backends, found)
+
+    monkeypatch.setattr(tpu_compile, "compile_in_backends", compile_in_backends)
     options = "--variant S/16 --topology v5e:16x16 --batch 64 --model-devices 2"
     options += " --image-size 32 --classes 10 --dtype float32 --remat"
-    options += " --optimizer pretrain"
+    options += " --optimizer pretrain --evaluation"
     assert main(["tpu-compile", *options.split()]) == 0
     step = tpu_compile.SliceStep(
-        "S/16", "v5e:16x16", 2, 32, 10, "float32", True, "pretrain"
+        "S/16", "v5e:16x16", 2, 32, 10, "float32", True, "pretrain", False
     )
-    assert asked == [("jax",), (step, 64)]
-    assert capsys.readouterr().out == f"{tpu_compile.table(step, found)}\n"
+    assert asked == [("jax", "tensorflow"), (step, 64, ["jax"])]
+    assert capsys.readouterr().out == f"{tpu_compile.table(step, {'jax': found})}\n"
     # Nothing fits: that is no success.
     found = None
-    assert main(["tpu-compile", "--batch", "largest"]) == 1
-    assert asked[-1] == (tpu_compile.SliceStep(), None)
+    both = ["jax", "tensorflow"]
+    assert main(["tpu-compile", "--batch", "largest", "--backend", *both]) == 1
+    assert asked[-1] == (tpu_compile.SliceStep(), None, both)
     assert "does not fit" in capsys.readouterr().out
 
 

@@ -85,6 +85,11 @@ USAGE = [
     ("benchmark --dtypes half", "--dtypes must be float32"),
     ("tpu-compile --batch some", "--batch: must be a positive integer"),
     ("tpu-compile --variant B/17", "--variant must be one of Ti/4"),
+    ("tpu-compile --backend torch", "argument --backend: invalid choice: 'torch'"),
+    (
+        "tpu-compile --backend tensorflow --model-devices 2",
+        "--model-devices must be 1 with the backend tensorflow",
+    ),
     ("convert photo.png new.keras", "SOURCE must be a folder of a published model"),
     ("convert weights.npz new.npy", "TARGET must end in .npz"),
     ("convert weights.npz ''", "TARGET must not be empty"),
