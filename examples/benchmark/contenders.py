@@ -47,6 +47,7 @@ def _keras(name, case, images, labels):
         model = keras_mixer.mlp_mixer(
             **case.sizes, classifier_activation=None, dtype=case.dtype
         )
+        keras_mixer.training.set_remat(model, name.endswith("-remat"))
     images = keras.ops.convert_to_tensor(images)
     if not case.training:
         return functools.partial(ForwardPass(model), images)
