@@ -47,11 +47,10 @@ docs: .venv-docs/docs
 	.venv-docs/bin/python docs/check_site.py site
 
 # What is released, checked: the wheel alone, with one backend, in an empty environment.
-dist: .venv/dev
+dist: .venv-dist/dist
 	rm -rf dist
-	$(BIN)/python -m pip install --quiet build twine
-	$(BIN)/python -m build --outdir dist .
-	$(BIN)/twine check --strict dist/*
+	.venv-dist/bin/python -m build --outdir dist .
+	.venv-dist/bin/twine check --strict dist/*
 	for backend in $(BACKENDS); do \
 		rm -rf build/try && $(PYTHON) -m venv build/try && \
 		build/try/bin/python -m pip install --quiet "$$(ls dist/*.whl)[$$backend,demo]" && \
@@ -79,6 +78,11 @@ dist: .venv/dev
 		| .venv-docs/bin/python -m pip install --quiet --requirement /dev/stdin
 	touch $@
 
+.venv-dist/dist:
+	$(PYTHON) -m venv .venv-dist
+	.venv-dist/bin/python -m pip install --quiet build twine
+	touch $@
+
 .venv-keras-nightly/dev: pyproject.toml
 	$(PYTHON) -m venv .venv-keras-nightly
 	.venv-keras-nightly/bin/python -m pip install --quiet --editable '.[dev]'
@@ -96,4 +100,4 @@ dist: .venv/dev
 	touch $@
 
 clean:
-	rm -rf .venv .venv-docs .venv-keras-nightly .venv-lowest build dist site
+	rm -rf .venv .venv-dist .venv-docs .venv-keras-nightly .venv-lowest build dist site
