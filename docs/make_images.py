@@ -2,52 +2,51 @@
 
     KERAS_BACKEND=jax python docs/make_images.py
 
-needs the extra `demo`. Writes `docs/images/*.png`: filters of the embedded checkpoint,
-and what the demo shows after its fine-tuning on scikit-learn's handwritten digits.
+needs the extra `plot`. Writes `docs/images/*.png`: filters of the embedded checkpoint,
+and what it says of the three drawings of `examples/notebooks/first_steps.ipynb`.
 """
 
-import io
+import json
 from pathlib import Path
 
-import keras
+import numpy as np
 from matplotlib.figure import Figure
-from PIL import Image
+from PIL.Image import Image
 
-from keras_mixer import MixerTi4, visualize
-from keras_mixer.cli.demo import EPOCHS, LABELS, finetune, load_digits
+from keras_mixer import MixerTi4, preprocess, visualize
 
 FOLDER = Path(__file__).parent / "images"
+NOTEBOOK = Path(__file__).parents[1] / "examples" / "notebooks" / "first_steps.ipynb"
 
 
 def main() -> None:
-    """Draw every picture; the fine-tuning takes a minute on two CPU cores."""
-    keras.utils.set_random_seed(0)
+    """Draw every picture."""
     model = MixerTi4(weights="cifar10")
     write("filters.png", visualize.token_mixing_filters(model))
     write("stem.png", visualize.stem_filters(model))
 
-    model = MixerTi4(weights="cifar10", num_classes=10)
-    train, test = load_digits(model)
-    finetune(model, train, test, EPOCHS)
-    model.labels = LABELS
-    images, labels = test
-    scores = model.predict(images, verbose=0)
-    right = scores.argmax(axis=1) == labels
-    eight = next(i for i in range(len(labels)) if labels[i] == 8 and right[i])
-    write("evidence.png", visualize.evidence_figure(model, images[eight], 8))
-    figure = visualize.predictions(
-        images[:6], scores[:6], LABELS, true_labels=labels[:6]
+    pictures = drawings()
+    scores = model.predict(preprocess(pictures, model), verbose=0)
+    shown = [np.asarray(picture) for picture in pictures]
+    write("predictions.png", visualize.predictions(shown, scores, model.labels))
+    write("evidence.png", visualize.evidence_figure(model, pictures[1]))
+
+
+def drawings() -> list[Image]:
+    """Return the airplane, the ship and the car that the notebook draws."""
+    cells = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
+    (source,) = (
+        text for cell in cells if "def plane" in (text := "".join(cell["source"]))
     )
-    write("predictions.png", figure)
+    names: dict = {}
+    exec(f"from PIL import Image, ImageDraw\n{source}", names)
+    return names["pictures"]
 
 
 def write(name: str, figure: Figure) -> None:
-    """Write a figure with 256 colours: a third of the size, and no difference seen."""
-    pixels = io.BytesIO()
-    figure.savefig(pixels, format="png", dpi=100)
-    picture = Image.open(pixels).convert("RGB").quantize(256)
+    """Write a figure, small enough for a page."""
     FOLDER.mkdir(exist_ok=True)
-    picture.save(FOLDER / name, optimize=True)
+    figure.savefig(FOLDER / name, dpi=100, pil_kwargs={"optimize": True})
     print(f"{FOLDER / name}: {(FOLDER / name).stat().st_size // 1000} kB")
 
 

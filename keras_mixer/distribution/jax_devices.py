@@ -218,9 +218,11 @@ class Parallel(Devices):
 
         def on_this_host(variable: keras.Variable) -> Any:
             value = variable.value
+            # After a step on a single device an array has no spec: it lies whole there.
+            spec = getattr(value.sharding, "spec", PartitionSpec())
             return jax.make_array_from_single_device_arrays(
                 value.shape,
-                NamedSharding(local, value.sharding.spec),
+                NamedSharding(local, spec),
                 [shard.data for shard in value.addressable_shards],
             )
 
