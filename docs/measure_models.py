@@ -1,10 +1,10 @@
-"""Measure every model of the family: the table of `docs/choose.md`.
+"""Measure speed and memory of the models, each in processes of its own.
 
     KERAS_BACKEND=jax python docs/measure_models.py --batch-size 8
     KERAS_BACKEND=jax python docs/measure_models.py --variants S/16 B/16 --rounds 20
 
-The rows of a table in Markdown are printed. Each model is measured in two processes of
-its own, since the peak memory is that of a process: one classifies batches of random
+The rows of a table in Markdown are printed. Each model is measured in two processes,
+since the peak memory is that of a process: one classifies batches of random
 images, the other fine-tunes on them (whole steps: loss, gradients, SGD with momentum).
 Weights are random; they change neither time nor memory. Times are medians of calls.
 """

@@ -12,7 +12,11 @@ import keras_mixer
 from keras_mixer.cli.main import parser
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "weights" / "RUNBOOK.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
 REPOSITORY = "https://github.com/keras-mixer/keras_mixer/"
 
 pytestmark = pytest.mark.backend_free
