@@ -15,6 +15,7 @@ import traceback
 from collections.abc import Sequence
 
 from keras_mixer.cli import (
+    app,
     benchmark,
     conversion,
     demo,
@@ -95,6 +96,7 @@ def parser() -> Parser:
         benchmark,
         conversion,
         demo,
+        app,
     ):
         group.add(commands)
     return new
