@@ -176,7 +176,8 @@ def environment(device, folder):
         "TF_CPP_MIN_LOG_LEVEL": "3",
     }
     if device == "cpu":
-        variables |= {"CUDA_VISIBLE_DEVICES": "", "JAX_PLATFORMS": "cpu"}
+        hidden = {"CUDA_VISIBLE_DEVICES": "", "JAX_PLATFORMS": "cpu"}
+        variables |= hidden | {"OMP_NUM_THREADS": "1"}  # several lanes, few cores
     return variables
 
 
