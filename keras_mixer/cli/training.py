@@ -293,7 +293,9 @@ def _finish(
     output = options.output
     write_model(trained, output / "model.keras", overwrite=True)
     write_folder(trained, output / "model", overwrite=True, metrics=facts)
-    curves = visualize.training_curves({options.command: history})
+    # The log has a hundred rows; the history has one entry for each checkpoint.
+    log = visualize.read_log(output / "log.csv")
+    curves = visualize.training_curves({options.command: log})
     visualize.save(curves, output / "curves.png")
     for name, value in facts.items():
         print(f"{name.capitalize()}: {value}")

@@ -278,8 +278,8 @@ def _to_go_on_from(
     if not options.resume:
         if checkpoints.paths:
             raise FileExistsError(
-                f"{str(options.folder)!r} holds a run. Go on with it (`resume=True`, "
-                "--resume) or choose another folder."
+                f"{str(options.folder)!r} holds a run. Go on with it (`resume=True`) "
+                "or choose another folder."
             )
         return None
     checkpoint = checkpoints.latest()

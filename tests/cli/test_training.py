@@ -16,6 +16,7 @@ from hosts import TWO_HOSTS, environment, free_ports
 from left_by_runs import assert_same, last_step
 
 import keras_mixer
+from keras_mixer import visualize
 from keras_mixer.cli.main import main, parser
 from keras_mixer.cli.messages import UsageError
 from keras_mixer.cli.training_options import finetune_arguments, pretrain_arguments
@@ -61,8 +62,14 @@ def finetune(pictures, start, output, *more, steps=6):
     )
 
 
-def test_finetune_trains_writes_and_says_where(pictures, start, tmp_path, capsys):
-    output = tmp_path / "run"
+def test_finetune_trains_writes_and_says_where(
+    pictures, start, tmp_path, capsys, monkeypatch
+):
+    output, drawn = tmp_path / "run", {}
+    draw = visualize.training_curves
+    monkeypatch.setattr(
+        visualize, "training_curves", lambda logs: drawn.update(logs) or draw(logs)
+    )
     assert finetune(pictures, start, output) == 0
     out, progress = capsys.readouterr()
     assert "2 classes, 24 images to train on, 8 to measure on" in out
@@ -70,6 +77,8 @@ def test_finetune_trains_writes_and_says_where(pictures, start, tmp_path, capsys
     with open(output / "log.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["step"] for row in rows] == ["1", "2", "3", "4", "5", "6"]
+    # Every row is drawn, not only the checkpoints, of which there are two.
+    assert drawn["finetune"]["loss"] == [float(row["loss"]) for row in rows]
     assert (
         f"Accuracy: {float(rows[-1]['val_accuracy']):.2%} on {pictures}, "
         "8 examples of test" in out
