@@ -1,15 +1,18 @@
 """`.keras` files of unknown origin: looked at before Keras opens them.
 
 Keras builds whatever the config says and opens whatever the archive holds. So the
-entries are bounded and taken out one by one, the layers of a Mixer must be no larger
-than the weights that come with it, and a child process looks at the
-weights (`checkpoints/hdf5_files.py`). Only then Keras reads the folder.
+entries are bounded and taken out one by one, and a child process looks at the weights
+(`checkpoints/hdf5_files.py`). Then Keras builds the model, and is stopped as soon as
+its variables need more than the weights that come with it.
 """
 
+import contextlib
 import json
 import math
+import re
 import shutil
 import tempfile
+import threading
 from collections.abc import Iterator
 from io import BufferedReader
 from pathlib import Path
@@ -33,8 +36,13 @@ _MAX_BYTES = 32 * 2**30  # four times the largest Mixer, as with an optimizer
 # Keras stores weights as they are; deflated ones shrink by a tenth. Zeros shrink more.
 _MAX_INFLATION, _ANY_SIZE = 4, 64 * 2**20
 _MAX_DEPTH = 64
-# A number of 4 bits takes 32 while the model is built.
-_MAX_BUILT, _ANY_BUILT = 8, 64 * 2**20
+_MAX_OBJECTS, _OBJECTS_PER_ARRAY = 4000, 20  # layers, dtypes, initializers, tensors
+_NO_SIZE = re.compile("seed|shared_object_id")
+_MAX_SIZE = 2**24  # of an image's edge, a layer's width, ...
+_ANY_BUILT = 2**24  # numbers beside those of the weights
+_one_reader = threading.Lock()
+_MAX_OUTPUT = 2**24  # numbers that one layer gives for one image
+_MAX_REASON = 500  # characters; Keras prints whole configs
 
 
 def read_keras(path: Path) -> "keras.Model":
@@ -49,28 +57,37 @@ def read_keras(path: Path) -> "keras.Model":
     with open_regular(path) as file, tempfile.TemporaryDirectory() as folder:
         try:
             _unpack(file, Path(folder))
-            config = _read_config(Path(folder) / CONFIG)
             arrays = look_at(Path(folder) / WEIGHTS).arrays.values()
-            _check_built_size(config, sum(4 * math.prod(a.shape) for a in arrays))
-            model = keras.saving.load_model(folder, compile=False, safe_mode=True)
+            _check_config(Path(folder) / CONFIG, len(arrays))
+            with _variables_within(sum(math.prod(a.shape) for a in arrays)):
+                model = keras.saving.load_model(folder, compile=False, safe_mode=True)
         except MemoryError as error:
             raise MemoryError(
                 f"There is not enough memory for the model in {str(path)!r}"
             ) from error
         except Exception as error:  # a damaged file can make Keras raise anything
             raise ValueError(
-                f"{str(path)!r} cannot be read: {str(error) or type(error).__name__}"
+                f"{str(path)!r} cannot be read: {_reason(error)}"
             ) from error
     try:
         find_mixer(model)
     except ValueError as error:
         raise ValueError(
-            f"{str(path)!r} must hold a Mixer of this package. {error}"
+            f"{str(path)!r} must hold a Mixer of this package. {_reason(error)}"
         ) from error
+    if not _is_small(model):
+        return model
     try:
         return as_mixer(model)
     except ValueError:  # quantized, or of more layers than a Mixer has
         return model
+
+
+def _reason(error: Exception) -> str:
+    """Return what an exception says, on one line of bounded length."""
+    words = " ".join(str(error).split()) or type(error).__name__
+    text = "".join(c if c.isprintable() else "?" for c in words)
+    return text if len(text) <= _MAX_REASON else f"{text[:_MAX_REASON]} ..."
 
 
 def _unpack(file: BufferedReader, folder: Path) -> None:
@@ -94,7 +111,8 @@ def _unpack(file: BufferedReader, folder: Path) -> None:
                 shutil.copyfileobj(source, target, 2**20)
 
 
-def _read_config(path: Path) -> dict[str, Any]:
+def _check_config(path: Path, num_arrays: int) -> None:
+    """Bound what a config makes Keras do, as far as the text alone tells."""
     text = path.read_text(encoding="utf-8")
     config = json.loads(text)
     if not isinstance(config, dict):
@@ -104,49 +122,74 @@ def _read_config(path: Path) -> dict[str, Any]:
             "it must hold a Mixer of this package. Received: "
             f"{str(config.get('class_name'))[:100]}"
         )
-    return config
+    limit = _MAX_OBJECTS + _OBJECTS_PER_ARRAY * num_arrays
+    for count, _ in enumerate(_objects(config)):
+        if count > limit:
+            raise ValueError(
+                f"its config has more than {limit} objects for {num_arrays} arrays"
+            )
 
 
-def _check_built_size(config: dict[str, Any], declared: int) -> None:
-    """Compare what Keras would build with the bytes of the weights, as float32."""
-    layers = list(_layers(config))
-    sizes = [size for layer in layers for size in layer.values()]
-    if any(type(size) is not int or size < 0 for size in sizes):
-        raise ValueError("a size in its config is not a number of elements")
-    hidden = max((layer.get("hidden_dim", 0) for layer in layers), default=0)
-    pixels = max((layer.get("pixels", 0) for layer in layers), default=0)
-    patch = min(
-        (layer["patch_size"] for layer in layers if "patch_size" in layer), default=1
-    )
-    patches = pixels // max(patch, 1) ** 2
-    built = 0
-    for layer in layers:
-        built += layer.get("hidden_dim", 0) * layer.get("patch_size", 0) ** 2 * 3
-        built += 2 * patches * layer.get("tokens_mlp_dim", 0)
-        built += 2 * hidden * layer.get("channels_mlp_dim", 0)
-        built += hidden * layer.get("units", 0)
-    if 4 * built > _MAX_BUILT * declared + _ANY_BUILT:
-        raise ValueError(
-            f"its config makes a model of {4 * built} bytes, its weights are of "
-            f"{declared}"
-        )
-
-
-_SIZES = ("patch_size", "hidden_dim", "tokens_mlp_dim", "channels_mlp_dim", "units")
-
-
-def _layers(value: Any, depth: int = 0) -> Iterator[dict[str, Any]]:
-    """Yield the sizes in every object of a config."""
+def _objects(value: Any, key: str = "", depth: int = 0) -> Iterator[dict[str, Any]]:
+    """Yield every object of a config."""
     if depth > _MAX_DEPTH:
         raise ValueError(f"its config is nested deeper than {_MAX_DEPTH}")
     if isinstance(value, dict):
-        found = {key: value[key] for key in _SIZES if key in value}
-        shape = value.get("batch_shape")
-        if isinstance(shape, list) and all(type(n) is int for n in shape[1:]):
-            found["pixels"] = math.prod(shape[1:3])
-        if found:
-            yield found
-        value = list(value.values())
-    if isinstance(value, list):
+        yield value
+        for name, item in value.items():
+            if name != "compile_config":  # Keras does not read it here
+                yield from _objects(item, name, depth + 1)
+    elif isinstance(value, list):
         for item in value:
-            yield from _layers(item, depth + 1)
+            yield from _objects(item, key, depth + 1)
+    elif type(value) is int and abs(value) > _MAX_SIZE and not _NO_SIZE.search(key):
+        raise ValueError(f"its config says {key}={value}, far too large for a size")
+
+
+@contextlib.contextmanager
+def _variables_within(declared: int) -> Iterator[None]:
+    """Stop Keras where the variables of layers get larger than declared.
+
+    Args:
+        declared: Numbers in the arrays of the weights.
+    """
+    import keras
+
+    limit = declared + _ANY_BUILT
+    reader, built = threading.get_ident(), 0
+
+    def bounded(layer: "keras.Layer", *args: Any, **kwargs: Any) -> Any:
+        nonlocal built
+        if threading.get_ident() == reader:
+            shape = kwargs.get("shape") or (args[0] if args else ())
+            built += math.prod((shape,) if isinstance(shape, int) else shape)
+            if built > limit:
+                raise ValueError(
+                    f"its config makes a model of more than {limit} numbers, its "
+                    f"weights are {declared}"
+                )
+        return add_weight(layer, *args, **kwargs)
+
+    with _one_reader:
+        add_weight = keras.Layer.add_weight
+        keras.Layer.add_weight = bounded
+        try:
+            yield
+        finally:
+            keras.Layer.add_weight = add_weight
+
+
+def _is_small(model: "keras.Model") -> bool:
+    """Whether it can be run on an image: layers around a Mixer may inflate it."""
+    import keras
+
+    for layer in model.layers:
+        if isinstance(layer, keras.Model):
+            if not _is_small(layer):
+                return False
+            continue
+        for output in keras.tree.flatten(getattr(layer, "output", None)):
+            sizes = output.shape[1:]
+            if None in sizes or math.prod(sizes) > _MAX_OUTPUT:
+                return False
+    return True

@@ -1,5 +1,6 @@
 """Files that would take for ever, all memory, or be taken for something else."""
 
+import json
 import os
 import pickle
 import resource
@@ -406,14 +407,99 @@ def bigger(old, new):
             "claims 209715200 bytes and takes",
         ),
         (lambda e: e.update({"config.json": b"[" * 100_000}), "cannot be read"),
-        (bigger(b'"channels_mlp_dim": 20', b'"channels_mlp_dim": 999999999'), "makes"),
-        (bigger(b'"units": 5', b'"units": 999999999'), "makes a model of"),
-        (bigger(b'"hidden_dim": 16', b'"hidden_dim": 1e99'), "not a number of"),
+        (bigger(b'"channels_mlp_dim": 20', b'"channels_mlp_dim": 9999999'), "makes"),
+        (bigger(b'"channels_mlp_dim": 20', b'"channels_mlp_dim": 999999999'), "far to"),
+        (bigger(b'"units": 5', b'"units": 9999999'), "makes a model of more than"),
+        (bigger(b'"units": 5', b'"units": -5'), "cannot be read"),
+        (bigger(b'"hidden_dim": 16', b'"hidden_dim": 1e99'), "cannot be read"),
+        (
+            lambda e: e.update({"config.json": e["config.json"] + b"[" + b"0," * 9**6}),
+            "cannot be read",
+        ),
     ],
 )
 def test_a_keras_file_is_bounded_before_keras_opens_it(edit, match, folder, tmp_path):
     path = changed_keras(folder, tmp_path / "a.keras", edit)
     with pytest.raises(ValueError, match=match):
+        read_model(path)
+
+
+def wide():
+    return [keras.layers.Dense(6000, use_bias=False) for _ in range(3)]
+
+
+def many():
+    return [keras.layers.Dropout(0.1) for _ in range(9000)]
+
+
+def filters():
+    layers = keras.layers
+    return [layers.Reshape((4, 4, 1)), layers.Conv2D(20000, 4), layers.Conv2D(2000, 1)]
+
+
+@pytest.mark.parametrize(
+    "head, match",
+    [
+        (wide, "a model of more than 16"),
+        (filters, "a model of more than 16"),
+        (many, "its config has more than 4"),
+    ],
+)
+def test_layers_around_a_mixer_are_bounded(head, match, folder, tmp_path):
+    """A healthy Mixer, and beside it layers that no weights come with."""
+    body = drawn_model(num_classes=0)
+    config = keras.saving.serialize_keras_object(
+        keras.Sequential([keras.Input(TINY["input_shape"]), body])
+    )
+    config["config"]["layers"] += map(keras.saving.serialize_keras_object, head())
+    config.pop("build_config", None)
+    data = json.dumps(config).encode()
+    path = changed_keras(
+        folder, tmp_path / "a.keras", lambda e: e.update({"config.json": data})
+    )
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ValueError, match=match) as caught:
+        read_model(path)
+    assert "a.keras" in str(caught.value) and len(str(caught.value)) < 800
+    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert after - before < 256 * 1024  # KiB
+    assert keras.Layer.add_weight.__name__ == "add_weight"
+
+
+def test_an_image_that_is_inflated_on_the_way_is_not_run(tmp_path):
+    body = drawn_model()
+    model = keras.Sequential(
+        [
+            keras.Input(TINY["input_shape"]),
+            keras.layers.UpSampling2D(400),
+            keras.layers.AveragePooling2D(400),
+            body,
+        ]
+    )
+    model.save(tmp_path / "a.keras")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert type(read_model(tmp_path / "a.keras")) is keras.Sequential
+    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert after - before < 256 * 1024  # KiB; one image would take 1.5 GB
+
+
+@pytest.mark.parametrize("part", ["a weight", "a layer"])
+def test_weights_that_are_missing_in_a_keras_file_are_an_error(part, folder, tmp_path):
+    weights = tmp_path / "model.weights.h5"
+    with zipfile.ZipFile(folder / "tiny.keras") as archive:
+        weights.write_bytes(archive.read(weights.name))
+    with h5py.File(weights, "a") as file:
+        found = []
+        file.visititems(
+            lambda n, item: found.append(n) if isinstance(item, h5py.Dataset) else None
+        )
+        del file[found[0] if part == "a weight" else found[0].rsplit("/", 2)[0]]
+    path = changed_keras(
+        folder,
+        tmp_path / "a.keras",
+        lambda e: e.update({"model.weights.h5": weights.read_bytes()}),
+    )
+    with pytest.raises(ValueError, match="a.keras' cannot be read"):
         read_model(path)
 
 
