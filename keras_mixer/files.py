@@ -11,6 +11,8 @@ from io import BufferedReader
 from pathlib import Path
 from typing import IO, Any
 
+_MAX_REASON = 500  # characters
+
 
 class NoSuchFileError(FileNotFoundError):
     """The repository or folder is there, but not with this file."""
@@ -127,6 +129,16 @@ def mismatch(path: str | os.PathLike[str], sha256: str | None, size: int | None)
     if digest != sha256:
         return f"the sha256 {sha256} was expected, it is {digest}"
     return ""
+
+
+def reason_of(error: BaseException) -> str:
+    """Return what an exception of a library says, on one line of bounded length.
+
+    Some print all that they were given, with control characters.
+    """
+    words = " ".join(str(error).split()) or type(error).__name__
+    text = "".join(c if c.isprintable() else "?" for c in words[: _MAX_REASON + 1])
+    return text if len(text) <= _MAX_REASON else f"{text[:_MAX_REASON]} ..."
 
 
 def _is_link(path: str | os.PathLike[str]) -> bool:

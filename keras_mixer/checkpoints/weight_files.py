@@ -36,7 +36,7 @@ from keras_mixer.checkpoints.convert import (
     to_official,
 )
 from keras_mixer.checkpoints.hdf5_files import look_at
-from keras_mixer.files import atomic_write, open_regular, read_bounded
+from keras_mixer.files import atomic_write, open_regular, read_bounded, reason_of
 from keras_mixer.variants import weight_shapes
 
 # What `weights=` recognises as a path.
@@ -519,6 +519,5 @@ def _naming(subject: str) -> Iterator[None]:
             reason = error.strerror or str(error)
             raise OSError(error.errno, f"{subject}: {reason}") from error
         raise ValueError(
-            f"{subject}: {str(error) or type(error).__name__}. The file looks damaged: "
-            "get it again."
+            f"{subject}: {reason_of(error)}. The file looks damaged: get it again."
         ) from error

@@ -7,13 +7,15 @@ converter finds in a traced model depends on the backend and falls into pieces.
 Source: ONNX operators, opset 20 (`Gelu`; `LayerNormalization` since 17).
 """
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import keras
 import numpy as np
 from numpy.typing import NDArray
 
 from keras_mixer.layers import LAYER_NORM_EPSILON
-from keras_mixer.models import MLPMixer, model_weights
+from keras_mixer.models import MLPMixer, activation_of, model_weights
 
 if TYPE_CHECKING:
     import onnx
@@ -23,37 +25,53 @@ PRECISION_KEY = "keras_mixer.precision"  # of the metadata in the file
 
 _OPSET, _IR_VERSION = 20, 9  # the first versions that have all operators used here
 _ACTIVATIONS = {
+    "elu": "Elu",
+    "gelu": "Gelu",
     "log_softmax": "LogSoftmax",
+    "relu": "Relu",
     "sigmoid": "Sigmoid",
     "softmax": "Softmax",
+    "softplus": "Softplus",
+    "tanh": "Tanh",
 }
 
 
-def onnx_model(model: MLPMixer, *, half: bool = False) -> "onnx.ModelProto":
+def onnx_model(
+    model: MLPMixer,
+    more: Sequence[keras.layers.Layer] = (),
+    *,
+    half: bool = False,
+) -> "onnx.ModelProto":
     """Return an `onnx.ModelProto` that computes what a Mixer computes.
 
     Args:
         model: An `MLPMixer`. LoRA adapters are merged into their kernels.
+        more: Layers after it, one after another: dense layers, batch norms and
+            activations.
         half: Whether the stem, the MLPs and the residual sums compute in float16. The
             normalisation, the norms, the pooling and the head stay in float32.
 
     Returns:
         A model with the input `images`, float32 `(batch, height, width, channels)`, and
-        the output `outputs`, `(batch, num_classes)` or `(batch, hidden_dim)`.
+        the output `outputs`, `(batch, num_classes)`, or `(batch, hidden_dim)` without a
+        head.
 
     Raises:
         ImportError: If the package `onnx` is not installed.
-        ValueError: If the model is quantized, or the activation of its head is neither
-            softmax, log-softmax, sigmoid nor none.
+        ValueError: If the model is quantized, an activation has no operator, or there
+            is another layer after the model.
     """
-    activation = model.config["classifier_activation"]
-    if activation not in (None, "linear", *_ACTIVATIONS):
+    _check_activation(model.config["classifier_activation"], "the head")
+    return _Graph(model_weights(model), half).mixer(model, more)
+
+
+def _check_activation(name: Any, owner: str) -> None:
+    if name not in (None, "linear", *_ACTIVATIONS):
         raise ValueError(
-            "The activation of the head must be one of "
-            f"{', '.join(_ACTIVATIONS)} or none. Received: {activation!r}. Build the "
-            "model with `classifier_activation=None`, and apply yours to its outputs."
+            f"The activation of {owner} must be one of {', '.join(_ACTIVATIONS)} or "
+            f"none. Received: {name!r}. Build the model without it, and apply yours to "
+            "its outputs."
         )
-    return _Graph(model_weights(model), half).mixer(model)
 
 
 class _Graph:
@@ -68,7 +86,9 @@ class _Graph:
         self.nodes: list[Any] = []
         self.constants: list[Any] = []
 
-    def mixer(self, model: MLPMixer) -> "onnx.ModelProto":
+    def mixer(
+        self, model: MLPMixer, more: Sequence[keras.layers.Layer]
+    ) -> "onnx.ModelProto":
         helper, float32 = self.onnx.helper, self.onnx.TensorProto.FLOAT
         shape = model.input_shape[1:]
         images = helper.make_tensor_value_info(INPUT, float32, ["batch", *shape])
@@ -81,13 +101,13 @@ class _Graph:
         x = self._add("ReduceMean", x, axes, keepdims=0)
         if model.config["num_classes"]:
             x = self._dense(x, "head")
-            activation = model.config["classifier_activation"]
-            if activation in _ACTIVATIONS:
-                x = self._add(_ACTIVATIONS[activation], x)
+            x = self._activation(x, model.config["classifier_activation"])
+        num_outputs = model.output_shape[-1]
+        for layer in more:
+            x = self._layer(x, layer)
+            num_outputs = getattr(layer, "units", num_outputs)
         self.nodes[-1].output[0] = OUTPUT
-        outputs = helper.make_tensor_value_info(
-            OUTPUT, float32, ["batch", model.output_shape[-1]]
-        )
+        outputs = helper.make_tensor_value_info(OUTPUT, float32, ["batch", num_outputs])
         graph = helper.make_graph(
             self.nodes, model.name, [images], [outputs], self.constants
         )
@@ -152,6 +172,46 @@ class _Graph:
         )
         x = self._add("LayerNormalization", x, gamma, beta, epsilon=LAYER_NORM_EPSILON)
         return x if name == "pre_head_layer_norm" else self._cast(x, "FLOAT16")
+
+    def _layer(self, x: str, layer: keras.layers.Layer) -> str:
+        """Add a layer after the Mixer, in float32."""
+
+        def constant(name: str, value: Any) -> str:
+            array = keras.ops.convert_to_numpy(value).astype("float32")
+            return self._constant(f"after/{layer.name}/{name}", array)
+
+        if isinstance(layer, keras.layers.Dense) and not layer.quantization_mode:
+            # With LoRA, `kernel` is the merged one.
+            x = self._add("MatMul", x, constant("kernel", layer.kernel))
+            if layer.use_bias:
+                x = self._add("Add", x, constant("bias", layer.bias))
+            return self._activation(x, keras.activations.serialize(layer.activation))
+        if isinstance(layer, keras.layers.BatchNormalization) and layer.axis in (-1, 1):
+            mean, variance, gamma, beta = (
+                default if weight is None else keras.ops.convert_to_numpy(weight)
+                for weight, default in (
+                    (layer.moving_mean, 0.0),
+                    (layer.moving_variance, 1.0),
+                    (layer.gamma, 1.0),
+                    (layer.beta, 0.0),
+                )
+            )
+            scale = gamma / np.sqrt(variance + layer.epsilon)
+            x = self._add("Mul", x, constant("scale", scale))
+            return self._add("Add", x, constant("offset", beta - mean * scale))
+        activation = activation_of(layer)
+        if activation is not None:
+            return self._activation(x, keras.activations.serialize(activation))
+        raise ValueError(
+            "ONNX and OpenVINO files can hold dense layers, batch norms and "
+            f"activations after the Mixer. Received: {layer.name!r} of the class "
+            f"{type(layer).__name__}. Choose the format tf_saved_model, litert or "
+            "torch."
+        )
+
+    def _activation(self, x: str, name: Any) -> str:
+        _check_activation(name, "a layer after the Mixer")
+        return self._add(_ACTIVATIONS[name], x) if name in _ACTIVATIONS else x
 
     def _cast(self, x: str, dtype: str) -> str:
         """Add a change of the dtype, in a graph of half precision only."""

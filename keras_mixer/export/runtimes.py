@@ -7,7 +7,7 @@ function from images to outputs, both NumPy arrays, that runs on the CPU.
 import os
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from keras_mixer.export.onnx_graph import INPUT, PRECISION_KEY, onnx_model
-from keras_mixer.models import MLPMixer
+from keras_mixer.models import FoundMixer, MLPMixer
+from keras_mixer.preprocessing import Preprocessing
 
 Images = NDArray[np.float32]
 Run = Callable[[Images], Images]
@@ -35,25 +36,29 @@ class Job:
     """What is to be written.
 
     Attributes:
-        mixer: The Mixer.
+        found: The whole model and its images.
+        mixer: The Mixer in it with its first dense layer as the head; `None` for a
+            model that only Keras itself can write.
         graph: The same as a Keras model that computes in `precision`: for float32 a
             graph of built-in layers.
         precision: `"float32"`, `"bfloat16"` or `"float16"`.
         calibration_images: Images that give the ranges of an int8 file; `None` for
             none.
+        more: Layers after the Mixer; they are part of `graph`.
     """
 
-    mixer: MLPMixer
+    found: FoundMixer
+    mixer: MLPMixer | None
     graph: keras.Model
     precision: str = "float32"
     calibration_images: Images | None = None
+    more: tuple[keras.layers.Layer, ...] = ()
 
     @property
     def value_range(self) -> tuple[float, float]:
         """What the pixel values 0 and 255 are for the file, in any channel."""
-        if self.mixer.config["include_preprocessing"]:
-            return 0.0, 255.0
-        lows, highs = zip(*self.mixer.preprocessing.ranges, strict=True)
+        ranges = Preprocessing(self.found.value_range).ranges
+        lows, highs = zip(*ranges, strict=True)
         return min(lows), max(highs)
 
 
@@ -61,7 +66,9 @@ def write_onnx(job: Job, path: Path) -> None:
     """Write an `.onnx`, int8 if there are images to calibrate it with."""
     import onnx
 
-    model = onnx_model(job.mixer, half=job.precision == "float16")
+    if job.mixer is None:
+        raise ValueError("`job.mixer` must be a Mixer for this format.")
+    model = onnx_model(job.mixer, job.more, half=job.precision == "float16")
     if job.calibration_images is None:
         onnx.save(model, path)
         return
@@ -98,8 +105,7 @@ def write_openvino(job: Job, path: Path) -> None:
     openvino = _import_openvino()
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         as_onnx = Path(folder) / "model.onnx"
-        in_float32 = Job(job.mixer, job.graph, "float32", job.calibration_images)
-        write_onnx(in_float32, as_onnx)
+        write_onnx(replace(job, precision="float32"), as_onnx)
         network = openvino.Core().read_model(as_onnx)
         network.set_rt_info(_HINTS[job.precision], _HINT)
         low, high = job.value_range

@@ -18,6 +18,7 @@ import contextlib
 import importlib.util
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +39,18 @@ from keras_mixer.export.formats import (
 )
 from keras_mixer.export.runtimes import Images, Job
 from keras_mixer.files import atomic_replace
-from keras_mixer.models import MLPMixer, as_mixer, plain_model, rebuilt
+from keras_mixer.layers import nested_layers
+from keras_mixer.models import (
+    FoundMixer,
+    find_mixer,
+    plain_model,
+    rebuilt,
+    split_head,
+    without_augmentation,
+)
 
+# Formats that Keras writes itself, of any graph.
+_BY_KERAS = ("tf_saved_model", "litert", "torch")
 _NUM_COMPARED = 32  # calibration images; all of them could fill the memory
 
 
@@ -62,9 +73,11 @@ def export(
     model itself must be within `HALF_PRECISION_TOLERANCE`, whatever its dtype policy.
 
     Args:
-        model: An `MLPMixer` of any dtype policy, or a Keras model around one that
-            `models.as_mixer` takes: with augmentation and dropout, which are left out,
-            and one dense layer as its head. LoRA adapters are merged.
+        model: An `MLPMixer` of any dtype policy, or a Keras model around one. Layers
+            that act in training only are left out, LoRA adapters are merged. ONNX and
+            OpenVINO files hold dense layers, batch norms and activations, one after
+            another, behind the Mixer; in the other formats a float32 model may have
+            any graph that Keras can export.
         path: Where to write. OpenVINO writes two files, `.xml` and `.bin`.
         format: `"onnx"`, `"openvino"`, `"tf_saved_model"`, `"litert"` or `"torch"`;
             `None` for that of the ending: `.onnx`, `.xml`, none, `.tflite`, `.pt2`.
@@ -91,32 +104,88 @@ def export(
             be written in the format, or the file computes something else; then nothing
             is left of it.
     """
-    mixer = as_mixer(model)
     path = Path(path)
     name = _chosen_format(path, format)
     _check_possible(name)
     _check_precision(name, precision, int8=calibration_images is not None)
     _check_target(path, name, overwrite)
+    found = find_mixer(model)
     calibration = None
     if calibration_images is not None:
-        calibration = _check_images(mixer, calibration_images, name)
-    images = _noise(mixer) if calibration is None else calibration[:_NUM_COMPARED]
+        calibration = _check_images(found, calibration_images, name)
+    images = _noise(found) if calibration is None else calibration[:_NUM_COMPARED]
 
     # A GPU may multiply float32 with fewer bits than the tolerance is made for.
     with keras.device("cpu"):
-        graph = plain_model(mixer)
-        expected = keras.ops.convert_to_numpy(graph(images))
+        job = _float32_job(found, name, precision, calibration)
+        expected = keras.ops.convert_to_numpy(job.graph(images, training=False))
     _check_close(
         keras.ops.convert_to_numpy(model(images, training=False)),
         expected,
         HALF_PRECISION_TOLERANCE,
         "`model` does not compute what it does in float32",
     )
-    if precision != "float32":
-        graph = rebuilt(mixer, dtype=f"mixed_{precision}")
-    job = Job(mixer, graph, precision, calibration)
+    if precision != "float32" and job.mixer is not None:
+        half = rebuilt(job.mixer, dtype=f"mixed_{precision}")
+        job = replace(job, graph=_with_more(half, job.more), precision=precision)
     tolerance = TOLERANCES[precision] if calibration is None else INT8_TOLERANCE
     return _write_checked(name, job, path, images, expected, tolerance)
+
+
+def _write(name: str, job: Job, path: Path) -> None:
+    """Write a file; say what to do where Keras cannot write what it was given."""
+    try:
+        FORMATS[name].write(job, path)
+    except Exception as error:
+        if job.mixer is not None or isinstance(error, OSError | MemoryError):
+            raise
+        reason = (str(error) or type(error).__name__).strip().splitlines()[0]
+        raise ValueError(
+            f"Keras cannot write {job.graph.name!r} as {name!r}: {reason[:300]} Give "
+            "the Mixer a head of dense layers, batch norms and activations, one after "
+            "another, which every format can hold."
+        ) from error
+
+
+def _float32_job(
+    found: FoundMixer, format: str, precision: str, calibration: Images | None
+) -> Job:
+    """Return what is to be written, in float32: built-in layers, or the model as it is.
+
+    Raises:
+        ValueError: If the format, or the precision, needs a chain of layers, and the
+            model is none.
+    """
+    try:
+        mixer, more = split_head(found.model)
+    except ValueError:
+        floats = {layer.compute_dtype for layer in nested_layers(found.model)}
+        half = floats & {"float16", "bfloat16"}
+        if format in _BY_KERAS and precision == "float32" and not half:
+            return Job(found, None, without_augmentation(found.model))
+        raise
+    more = tuple(map(_in_float32, more))
+    return Job(
+        found, mixer, _with_more(plain_model(mixer), more), "float32", calibration, more
+    )
+
+
+def _in_float32(layer: keras.layers.Layer) -> keras.layers.Layer:
+    """Return a copy of a layer, which belongs to no model."""
+    copy = type(layer).from_config({**layer.get_config(), "dtype": "float32"})
+    copy.build_from_config(layer.get_build_config())
+    copy.set_weights(layer.get_weights())
+    return copy
+
+
+def _with_more(
+    model: keras.Model, layers: tuple[keras.layers.Layer, ...]
+) -> keras.Model:
+    """Return the model with more layers behind it; itself if there are none."""
+    outputs = model.output
+    for layer in layers:
+        outputs = layer(outputs)
+    return keras.Model(model.input, outputs, name=model.name) if layers else model
 
 
 def _write_checked(
@@ -133,7 +202,7 @@ def _write_checked(
         new = stack.enter_context(atomic_replace(path))
         if chosen.ending == ".xml":
             new_weights = stack.enter_context(atomic_replace(path.with_suffix(".bin")))
-        chosen.write(job, new)
+        _write(name, job, new)
         difference = _check_close(
             _in_two_batches(chosen.load(new), images),
             expected,
@@ -227,7 +296,7 @@ def _check_target(path: Path, format: str, overwrite: bool) -> None:
         )
 
 
-def _check_images(model: MLPMixer, given: ArrayLike, format: str) -> Images:
+def _check_images(found: FoundMixer, given: ArrayLike, format: str) -> Images:
     """Return the calibration images as a float32 array, if int8 can be written."""
     if not FORMATS[format].int8:
         possible = [name for name, entry in FORMATS.items() if entry.int8]
@@ -238,25 +307,23 @@ def _check_images(model: MLPMixer, given: ArrayLike, format: str) -> Images:
     images = np.asarray(given)
     if (
         images.ndim != 4
-        or images.shape[1:] != model.input_shape[1:]
+        or images.shape[1:] != found.image_shape
         or len(images) < 2
         or images.dtype.kind not in "uif"
         or not np.isfinite(images).all()
     ):
         raise ValueError(
             "`calibration_images` must be at least 2 images as the model takes them, "
-            f"(n, {', '.join(map(str, model.input_shape[1:]))}), all finite. "
+            f"(n, {', '.join(map(str, found.image_shape))}), all finite. "
             f"Received: shape={images.shape}, dtype={images.dtype}"
         )
     return images.astype("float32")
 
 
-def _noise(model: MLPMixer) -> Images:
+def _noise(found: FoundMixer) -> Images:
     """Return images of every value that a pixel can have."""
-    pixels = np.random.default_rng(0).uniform(0, 255, (4, *model.input_shape[1:]))
-    if not model.config["include_preprocessing"]:
-        pixels = model.preprocessing.normalize(pixels)
-    return pixels.astype("float32")
+    pixels = np.random.default_rng(0).uniform(0, 255, (4, *found.image_shape))
+    return (pixels * found.scale + found.offset).astype("float32")
 
 
 def _in_two_batches(run: Callable[[Images], Images], images: Images) -> NDArray[Any]:

@@ -26,7 +26,7 @@ from keras_mixer.checkpoints import (
     look_at,
     open_archive,
 )
-from keras_mixer.files import open_regular
+from keras_mixer.files import open_regular, reason_of
 from keras_mixer.models import as_mixer, find_mixer
 
 if TYPE_CHECKING:
@@ -42,7 +42,6 @@ _MAX_SIZE = 2**24  # of an image's edge, a layer's width, ...
 _ANY_BUILT = 2**24  # numbers beside those of the weights
 _one_reader = threading.Lock()
 _MAX_OUTPUT = 2**24  # numbers that one layer gives for one image
-_MAX_REASON = 500  # characters; Keras prints whole configs
 
 
 def read_keras(path: Path) -> "keras.Model":
@@ -67,13 +66,13 @@ def read_keras(path: Path) -> "keras.Model":
             ) from error
         except Exception as error:  # a damaged file can make Keras raise anything
             raise ValueError(
-                f"{str(path)!r} cannot be read: {_reason(error)}"
+                f"{str(path)!r} cannot be read: {reason_of(error)}"
             ) from error
     try:
         find_mixer(model)
     except ValueError as error:
         raise ValueError(
-            f"{str(path)!r} must hold a Mixer of this package. {_reason(error)}"
+            f"{str(path)!r} must hold a Mixer of this package. {reason_of(error)}"
         ) from error
     if not _is_small(model):
         return model
@@ -81,13 +80,6 @@ def read_keras(path: Path) -> "keras.Model":
         return as_mixer(model)
     except ValueError:  # quantized, or of more layers than a Mixer has
         return model
-
-
-def _reason(error: Exception) -> str:
-    """Return what an exception says, on one line of bounded length."""
-    words = " ".join(str(error).split()) or type(error).__name__
-    text = "".join(c if c.isprintable() else "?" for c in words)
-    return text if len(text) <= _MAX_REASON else f"{text[:_MAX_REASON]} ..."
 
 
 def _unpack(file: BufferedReader, folder: Path) -> None:

@@ -31,7 +31,12 @@ from keras_mixer.models.mixer import (
 )
 from keras_mixer.models.rebuild import rebuilt
 from keras_mixer.models.resize import resize
-from keras_mixer.models.unwrap import as_mixer
+from keras_mixer.models.unwrap import (
+    activation_of,
+    as_mixer,
+    split_head,
+    without_augmentation,
+)
 
 __all__ = [
     "MixerConfig",
@@ -47,6 +52,7 @@ __all__ = [
     "MixerS16",
     "MixerS32",
     "MixerTi4",
+    "activation_of",
     "as_mixer",
     "check_mixer",
     "create",
@@ -61,4 +67,6 @@ __all__ = [
     "rebuilt",
     "resize",
     "save_official",
+    "split_head",
+    "without_augmentation",
 ]

@@ -4,14 +4,21 @@ The usual form of fine-tuning is augmentation, a Mixer without a head, dropout a
 dense layer. What acts in training only falls away, the dense layer becomes the head.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
 import keras
 import numpy as np
 
-from keras_mixer.layers import LAYER_NORM_EPSILON, MixerBlock, PatchEmbed, zero_kernels
+from keras_mixer.layers import (
+    LAYER_NORM_EPSILON,
+    MixerBlock,
+    PatchEmbed,
+    inner_layers,
+    nested_layers,
+    zero_kernels,
+)
 from keras_mixer.models.find_mixer import FoundMixer, find_mixer, has_no_effect
 from keras_mixer.models.mixer import MLPMixer, mlp_mixer, model_weights, set_weights
 from keras_mixer.preprocessing import Preprocessing
@@ -36,8 +43,31 @@ def as_mixer(model: keras.Model) -> MLPMixer:
         ValueError: If `model` computes something that an `MLPMixer` cannot; the message
             names the layer.
     """
+    mixer, more = split_head(model)
+    if more:
+        raise _refused(find_mixer(model), f"{more[0].name!r} after {_end(mixer)}")
+    return mixer
+
+
+def split_head(
+    model: keras.Model,
+) -> tuple[MLPMixer, tuple[keras.layers.Layer, ...]]:
+    """Return a Mixer and the layers after it that together predict what `model` does.
+
+    Args:
+        model: A Keras model as `as_mixer` takes it, with any layers one after another
+            behind the Mixer.
+
+    Returns:
+        The Mixer as `as_mixer` returns it, with the first dense layer as its head, and
+        the layers after that head, in order, without those that act in training only.
+
+    Raises:
+        ValueError: If the layers do not follow each other, or what is in front of the
+            Mixer is no rescaling.
+    """
     if isinstance(model, MLPMixer) and model.is_whole:
-        return model
+        return model, ()
     found = find_mixer(model)
     parts = _Parts(found)
     with zero_kernels():
@@ -51,10 +81,17 @@ def as_mixer(model: keras.Model) -> MLPMixer:
             name=model.name,
         )
     set_weights(mixer, parts.weights())
-    if parts.head:
+    if parts.head and not parts.more:
         mixer.labels = found.labels
-    _check_equal(model, mixer, found)
-    return mixer
+
+    def split(images: Any) -> Any:
+        x = mixer(images, training=False)
+        for layer in parts.more:
+            x = layer(x)
+        return x
+
+    _check_equal(model, split, found)
+    return mixer, parts.more
 
 
 class _Parts:
@@ -86,7 +123,7 @@ class _Parts:
             and isinstance(pooling, keras.layers.GlobalAveragePooling1D)
         ):
             raise self._refused(f"{self.norm.name!r} and {pooling.name!r} after them")
-        self.head, self.activation = self._read_head(head)
+        self.head, self.activation, self.more = _read_head(head)
 
     @property
     def sizes(self) -> dict[str, Any]:
@@ -136,42 +173,77 @@ class _Parts:
         pairs = np.broadcast_arrays(offset, 255 * scale + offset)
         return replace(record, value_range=np.stack(pairs, axis=1).tolist())
 
-    def _read_head(
-        self, layers: list[keras.layers.Layer]
-    ) -> tuple[keras.layers.Dense | None, str | None]:
-        """Return the dense layer of the head and the name of its activation."""
-        if not layers:
-            return None, None
-        head, *activations = layers
-        if not isinstance(head, keras.layers.Dense) or not head.use_bias:
-            raise self._refused(f"{head.name!r} after the pooling")
-        activation = head.activation
-        if activations:
-            last, *others = activations
-            activation = _activation_of(last)
-            linear = head.activation is keras.activations.linear
-            if others or activation is None or not linear:
-                raise self._refused(f"{activations[-1].name!r} after {head.name!r}")
-        return head, keras.activations.serialize(activation)
-
     def _refused(self, what: str) -> ValueError:
-        return ValueError(
-            "`model` must be what one `MLPMixer` can compute: layers that act in "
-            "training only, a rescaling, the Mixer, and one dense layer with a bias "
-            f"and an activation. Received: {self.found.model.name!r} with {what}. Save "
-            "it with `model.save`, or give it such a head."
-        )
+        return _refused(self.found, what)
 
 
-def _chain(model: keras.Model) -> Iterator[keras.layers.Layer]:
-    for layer in model.layers:
-        if isinstance(layer, keras.Model | keras.layers.Pipeline):
+def _read_head(
+    layers: list[keras.layers.Layer],
+) -> tuple[keras.layers.Dense | None, str | None, tuple[keras.layers.Layer, ...]]:
+    """Return the head, the name of its activation, and the layers after it."""
+    head = layers[0] if layers else None
+    if not isinstance(head, keras.layers.Dense) or not head.use_bias:
+        return None, None, tuple(layers)
+    activation, more = head.activation, layers[1:]
+    if more and activation is keras.activations.linear:
+        own = activation_of(more[0])
+        if own is not None:
+            activation, more = own, more[1:]
+    return head, keras.activations.serialize(activation), tuple(more)
+
+
+def _refused(found: FoundMixer, what: str) -> ValueError:
+    return ValueError(
+        "`model` must be what one `MLPMixer` can compute: layers that act in "
+        "training only, a rescaling, the Mixer, and one dense layer with a bias "
+        f"and an activation. Received: {found.model.name!r} with {what}. Save "
+        "it with `model.save` (also to the Hub, `hf://owner/name`), or give it such a "
+        "head."
+    )
+
+
+def _end(mixer: MLPMixer) -> str:
+    return "its head" if mixer.config["num_classes"] else "the pooling"
+
+
+def without_augmentation(model: keras.Model) -> keras.Model:
+    """Return a graph on the same weights without the layers that act in training only.
+
+    A class with a `call` of its own is returned as it is.
+    """
+    if not getattr(model, "outputs", None):
+        return model
+
+    def kept(layer: keras.layers.Layer) -> keras.layers.Layer:
+        if isinstance(layer, keras.Sequential):
+            passes = all(map(has_no_effect, layer.layers))
+        else:
+            passes = has_no_effect(layer)
+        if passes:
+            # Unlike the layer alone, it takes `mask` and `training`.
+            return keras.Sequential([keras.layers.Identity()], name=layer.name)
+        return layer
+
+    return keras.models.clone_model(model, clone_function=kept)
+
+
+def _chain(holder: keras.layers.Layer) -> Iterator[keras.layers.Layer]:
+    """Yield the layers inside, as if each were given what the one before it gives."""
+    for layer in inner_layers(holder):
+        if isinstance(layer, keras.Model | keras.layers.Pipeline) or (
+            not isinstance(layer, PatchEmbed | MixerBlock) and _holds_stem(layer)
+        ):
             yield from _chain(layer)
         elif not isinstance(layer, keras.layers.InputLayer):
             yield layer
 
 
-def _activation_of(layer: keras.layers.Layer) -> Any:
+def _holds_stem(layer: keras.layers.Layer) -> bool:
+    return any(isinstance(inner, PatchEmbed) for inner in nested_layers(layer))
+
+
+def activation_of(layer: keras.layers.Layer) -> Any:
+    """Return the activation that a layer is, or `None` if it is another layer."""
     if isinstance(layer, keras.layers.Activation):
         return layer.activation
     if isinstance(layer, keras.layers.Softmax) and layer.axis == -1:
@@ -181,14 +253,16 @@ def _activation_of(layer: keras.layers.Layer) -> Any:
     return None
 
 
-def _check_equal(model: keras.Model, mixer: MLPMixer, found: FoundMixer) -> None:
+def _check_equal(
+    model: keras.Model, split: Callable[[Any], Any], found: FoundMixer
+) -> None:
     """Raise unless both give the same for drawn images: a graph may be no chain."""
     shape = (2, *found.image_shape)
     images = np.random.default_rng(0).uniform(0, 255, shape) * found.scale
     images = (images + found.offset).astype("float32")
     expected, outputs = (
-        keras.ops.convert_to_numpy(each(images, training=False)).astype("float64")
-        for each in (model, mixer)
+        keras.ops.convert_to_numpy(each).astype("float64")
+        for each in (model(images, training=False), split(images))
     )
     size = np.linalg.norm(expected)
     if (

@@ -265,7 +265,7 @@ def inverted():
 @pytest.mark.parametrize(
     "make, message",
     [
-        (deep_head, "'dense.*' after 'dense"),
+        (deep_head, "'dense.*' after its head.*hf://"),
         (branched, "whose outputs differ"),
         (inverted, "whose outputs differ"),
     ],
