@@ -131,7 +131,7 @@ def mismatch(path: str | os.PathLike[str], sha256: str | None, size: int | None)
     return ""
 
 
-def reason_of(error: BaseException) -> str:
+def reason_of(error: BaseException | str) -> str:
     """Return what an exception of a library says, on one line of bounded length.
 
     Some print all that they were given, with control characters.

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -214,7 +215,7 @@ def _print_classes(evaluation: "Evaluation", count: int) -> None:
             _cell(result.name),
             f"{result.num_examples:,}",
             f"{result.recall:.1%}",
-            f"{result.precision:.1%}",
+            "" if math.isnan(result.precision) else f"{result.precision:.1%}",
             f"{_cell(taken_for)} ({row.max()})" if row.any() else "",
         )
     Console().print(table)

@@ -1,11 +1,14 @@
 """What other libraries do unasked: lines of a log, and TensorFlow where it is idle."""
 
+import contextlib
 import importlib.abc
 import importlib.machinery
 import logging
 import os
+import shutil
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
 from types import ModuleType
 
 from keras_mixer.cli.early_checks import backend
@@ -15,14 +18,20 @@ from keras_mixer.cli.early_checks import backend
 _LOG_LEVELS = {"TF_CPP_MIN_LOG_LEVEL": "3", "GRPC_VERBOSITY": "NONE"}
 
 
-def keep_quiet() -> None:
+def keep_quiet(*, owns_process: bool = False) -> None:
     """Silence the log lines of TensorFlow and absl, unless their variables are set.
 
     Errors still come as exceptions.
+
+    Args:
+        owns_process: Whether standard error may be turned elsewhere for the moment in
+            which TensorFlow is imported: what it writes then obeys no variable.
     """
     if any(name in os.environ for name in ("TF_CPP_MIN_LOG_LEVEL", "TF_CPP_VMODULE")):
         return
     os.environ.update(_LOG_LEVELS)
+    if owns_process:
+        sys.meta_path.insert(0, _QuietTensorFlow())
     for name in ("absl", "tensorflow"):
         logging.getLogger(name).addFilter(_is_error)
 
@@ -39,6 +48,60 @@ def leave_out_tensorflow() -> None:
     """
     if backend() != "tensorflow":
         sys.meta_path.insert(0, _NoTensorFlow())
+
+
+class _QuietTensorFlow(importlib.abc.MetaPathFinder):
+    """Imports TensorFlow as always, without the lines that its C++ code writes."""
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        if name != "tensorflow":
+            return None
+        spec = importlib.machinery.PathFinder.find_spec(name, path, target)
+        if spec is not None and spec.loader is not None:
+            spec.loader = _QuietLoader(spec.loader)
+        return spec
+
+
+class _QuietLoader(importlib.abc.Loader):
+    """Another loader, with standard error kept back while it works."""
+
+    def __init__(self, loader: importlib.abc.Loader) -> None:
+        self._loader = loader
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
+        return self._loader.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        with _error_output_kept():
+            self._loader.exec_module(module)
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._loader, name)
+
+
+@contextlib.contextmanager
+def _error_output_kept() -> Iterator[None]:
+    """Throw away what is written to standard error, unless something fails."""
+    try:
+        sys.stderr.flush()
+        before = os.dup(2)
+    except (OSError, ValueError, AttributeError):  # there is no standard error
+        yield
+        return
+    with tempfile.TemporaryFile() as kept:
+        os.dup2(kept.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            kept.seek(0)
+            with open(before, "wb", buffering=0, closefd=False) as output:
+                shutil.copyfileobj(kept, output)
+            raise
+        finally:
+            os.dup2(before, 2)
+            os.close(before)
 
 
 class _NoTensorFlow(importlib.abc.MetaPathFinder, importlib.abc.Loader):

@@ -10,6 +10,7 @@
 
 import argparse
 import os
+import re
 import sys
 import traceback
 from collections.abc import Sequence
@@ -35,9 +36,15 @@ from keras_mixer.cli.messages import (
     in_flags,
     sentence_of,
 )
+from keras_mixer.files import reason_of
 
 # Set to anything, it shows where an error comes from.
 _TRACEBACK = "KERAS_MIXER_TRACEBACK"
+# In the words of JAX, TensorFlow and torch.
+_OUT_OF_MEMORY = re.compile(
+    r"RESOURCE_EXHAUSTED|OOM when allocating|out of memory|can't allocate memory",
+    re.IGNORECASE,
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -118,7 +125,7 @@ class _Version(argparse.Action):
 
 
 def _run(options: argparse.Namespace, *, owns_process: bool) -> int:
-    keep_quiet()
+    keep_quiet(owns_process=owns_process)
     options.check(options)
     if owns_process and not options.needs_tensorflow(options):
         leave_out_tensorflow()
@@ -140,10 +147,11 @@ def _explained(error: Exception, options: argparse.Namespace) -> str:
     # training that diverges.
     if isinstance(error, (ValueError, OSError, ImportError, FloatingPointError)):
         return in_flags(sentence, options)
-    if isinstance(error, MemoryError):
+    if isinstance(error, MemoryError) or _OUT_OF_MEMORY.search(sentence):
         return "The memory of this machine is too small. Try smaller batches or images."
     kind = type(error).__name__
     prefix = "" if isinstance(error, RuntimeError) else f"{kind}: "
+    sentence = reason_of(sentence)  # a backend may print its whole graph
     return f"{prefix}{sentence} ({_TRACEBACK}=1 shows where it comes from.)"
 
 

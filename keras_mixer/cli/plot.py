@@ -153,8 +153,9 @@ def _check_curves(options: argparse.Namespace) -> None:
 
 def _plot_filters(options: argparse.Namespace) -> None:
     from keras_mixer import visualize
+    from keras_mixer.models import split_head
 
-    model = chosen_model(options)
+    model, _ = split_head(chosen_model(options))
     _save(
         visualize.token_mixing_filters(model, options.block, options.count),
         options.target,
@@ -163,8 +164,10 @@ def _plot_filters(options: argparse.Namespace) -> None:
 
 def _plot_stem(options: argparse.Namespace) -> None:
     from keras_mixer import visualize
+    from keras_mixer.models import split_head
 
-    _save(visualize.stem_filters(chosen_model(options), options.count), options.target)
+    model, _ = split_head(chosen_model(options))
+    _save(visualize.stem_filters(model, options.count), options.target)
 
 
 def _plot_evidence(options: argparse.Namespace) -> None:
@@ -184,8 +187,9 @@ def _class_index(model: "MLPMixer", name: str | None) -> int | None:
     if name.isdecimal():
         return int(name)
     from keras_mixer.labels import label_names
+    from keras_mixer.models import find_mixer
 
-    names = label_names(model.labels, model.output_shape[-1])
+    names = label_names(find_mixer(model).labels, model.output_shape[-1])
     found = [i for i, known in enumerate(names) if name in known]
     if len(found) != 1:
         near = difflib.get_close_matches(name, [known[1] for known in names])

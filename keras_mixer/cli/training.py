@@ -165,6 +165,7 @@ def _begin(
     import keras
 
     from keras_mixer import distribution
+    from keras_mixer.data import check_classes
 
     devices = distribution.start(
         options.distribute,
@@ -173,6 +174,7 @@ def _begin(
         process_id=options.process_id,
     )
     train, validation, sentence = _opened_sources(options)
+    check_classes(train)
     measured = f"{validation.num_examples:,}" if validation else "none"
     keras.utils.set_random_seed(options.seed)
     _say(
@@ -221,10 +223,10 @@ def _with_new_head(
 
     The head is new, that is zero, unless the model has these very classes.
     """
-    from keras_mixer.models import rebuilt, resize
+    from keras_mixer.models import rebuilt, resize, split_head
 
     model = rebuilt(
-        model,
+        split_head(model)[0],  # of a model with more layers, its body
         labels=labels,
         classifier_activation=None,
         dtype=options.dtype,

@@ -7,13 +7,18 @@ one into batches. Preparing single pictures for a model is `keras_mixer.preproce
 from keras_mixer.data.augmentation import Augmentation, Crop
 from keras_mixer.data.batches import evaluation_batches, training_batches
 from keras_mixer.data.image_folder import from_folder
-from keras_mixer.data.opening import open_source, open_training_sources
+from keras_mixer.data.opening import (
+    check_classes,
+    open_source,
+    open_training_sources,
+)
 from keras_mixer.data.sources import Source, from_arrays, from_tfds, hold_out
 
 __all__ = [
     "Augmentation",
     "Crop",
     "Source",
+    "check_classes",
     "evaluation_batches",
     "from_arrays",
     "from_folder",

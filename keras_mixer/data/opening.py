@@ -7,6 +7,7 @@ from pathlib import Path
 
 from keras_mixer.data.image_folder import Corrupt, from_folder
 from keras_mixer.data.sources import Source, from_tfds, hold_out, import_tfds
+from keras_mixer.labels import printable
 
 # What a run is measured on where nobody says it, if the data set has it.
 _MEASURED_ON = ("validation", "test")
@@ -88,8 +89,10 @@ def open_training_sources(
 
     Raises:
         The errors of `open_source` and `hold_out`.
+        ValueError: If there is only one class.
     """
     train = open_source(name_or_folder, split, data_dir=data_dir, corrupt=corrupt)
+    check_classes(train)
     for name in _MEASURED_ON:
         try:
             held = open_source(name_or_folder, name, data_dir=data_dir, corrupt=corrupt)
@@ -106,6 +109,19 @@ def open_training_sources(
         f"Measured on {held.num_examples} of {count} examples of {split}, which are "
         f"held out (seed {seed}): there is no validation or test split.",
     )
+
+
+def check_classes(source: Source) -> None:
+    """Raise a `ValueError` unless there are two classes to tell apart.
+
+    A model of one class is right about every picture, and learns nothing.
+    """
+    if source.num_classes < 2:
+        raise ValueError(
+            "A data set to train on must have two classes or more, such as one folder "
+            "of pictures for each. Received: "
+            f"{', '.join(map(printable, source.label_names)) or 'none'}"
+        )
 
 
 def _looks_like_path(text: str) -> bool:

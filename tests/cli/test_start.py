@@ -144,3 +144,44 @@ def test_examples_are_right_calls(words, capsys):
         if line.startswith("  keras-mixer"):
             call = line.split("<")[0].split(">")[0].split()[1:]
             parser().parse_args(call)
+
+
+_IMPORT = """
+import os, sys
+from keras_mixer.cli.libraries import keep_quiet
+keep_quiet(owns_process=True)
+import tensorflow
+os.write(2, b"still open")
+"""
+_FAILING = "import os\nos.write(2, b'a line of the log')\nraise ImportError('no AVX')\n"
+
+
+def error_output(code, **environment):
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={k: v for k, v in os.environ.items() if not k.startswith("TF_CPP")}
+        | environment,
+    )
+    return result.stderr
+
+
+def test_tensorflow_writes_nothing_while_it_is_imported():
+    pytest.importorskip("tensorflow")
+    assert error_output(_IMPORT) == "still open"
+
+
+def test_what_it_wrote_is_shown_if_it_cannot_be_imported(tmp_path):
+    (tmp_path / "tensorflow.py").write_text(_FAILING)
+    path = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
+    text = error_output(_IMPORT, PYTHONPATH=path)
+    assert text.startswith("a line of the log") and "no AVX" in text
+
+
+def test_its_own_variables_let_it_speak(tmp_path):
+    (tmp_path / "tensorflow.py").write_text(_FAILING.replace("raise", "#"))
+    path = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
+    text = error_output(_IMPORT, PYTHONPATH=path, TF_CPP_MIN_LOG_LEVEL="0")
+    assert text == "a line of the logstill open"

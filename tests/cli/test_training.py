@@ -1,3 +1,4 @@
+import argparse
 import csv
 import os
 import random
@@ -324,3 +325,24 @@ def test_two_hosts_fine_tune_as_one(pictures, start, tmp_path):
         )
     assert (tmp_path / "two" / "curves.png").stat().st_size
     assert log.read_text().count("Written:") == 1
+
+
+def test_of_a_model_with_a_deep_head_the_body_goes_on():
+    """And other commands take it, too: their Mixer is the one inside."""
+    from keras_mixer.cli import training
+
+    layers = keras.layers
+    body = drawn_model(num_classes=0)
+    deep = keras.Sequential(
+        [keras.Input((32, 24, 3)), body, layers.Dense(4, "relu"), layers.Dense(2)]
+    )
+    options = argparse.Namespace(dtype=None, image_size=None)
+    model = training._with_new_head(options, deep, ("a", "b", "c"))
+    images = np.random.default_rng(0).uniform(0, 255, (2, 32, 24, 3)).astype("float32")
+    np.testing.assert_allclose(
+        model.features("pre_logits").predict(images, verbose=0),
+        body.predict(images, verbose=0),
+        atol=1e-6,
+    )
+    assert model.labels == ("a", "b", "c")
+    assert not np.any(model.predict(images, verbose=0))

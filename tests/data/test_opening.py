@@ -113,3 +113,9 @@ def test_what_there_is_to_measure_on_is_taken(here):
     train, held, said = data.open_training_sources(here / "two")
     assert (train.num_examples, held.num_examples) == (12, 2)
     assert said == "Measured on 2 examples of validation."
+
+
+def test_one_class_is_nothing_to_train_on(here):
+    pictures(here / "flat", "only\x1b[2J")
+    with pytest.raises(ValueError, match=r"two classes or more.*only.x1b\[2J$"):
+        data.open_training_sources(here / "flat")
