@@ -145,8 +145,7 @@ def _pretrain(options: argparse.Namespace) -> None:
     with devices.scope():
         model = _start_of_pretraining(options, train, of_model)
         if loss == "sigmoid" and _has_zero_head(model):
-            # At the start a class is as probable as it is frequent; -6.9 for 1000.
-            set_head_bias(model, -math.log(train.num_classes))
+            set_head_bias(model, _first_bias(options, train.num_classes))
     history = training.pretrain(
         model,
         train,
@@ -258,6 +257,19 @@ def _start_of_pretraining(
     )
     model.labels = train.label_names
     return model
+
+
+def _first_bias(options: argparse.Namespace, num_classes: int) -> float:
+    """Return the bias of a new head under the sigmoid loss.
+
+    It is that of a named run, or else that with which a class is as probable as it is
+    frequent (-6.9 for 1000).
+    """
+    from keras_mixer.training import NAMED_RECIPES
+
+    if options.recipe:
+        return NAMED_RECIPES[options.recipe].head_bias
+    return -math.log(num_classes)
 
 
 def _has_zero_head(model: "MLPMixer") -> bool:

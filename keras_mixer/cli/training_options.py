@@ -34,6 +34,8 @@ _PASSED = (
     "layer_decay",
     "accumulation_steps",
     "ema_momentum",
+    "sam_rho",
+    "gsam_alpha",
     "loss",
     "label_smoothing",
     "crop",
@@ -62,6 +64,8 @@ _FROM_RECIPE = (
     "randaugment",
     "mixup",
     "loss",
+    "sam_rho",
+    "gsam_alpha",
 )
 
 # Names of `distribution.start`, by backend.
@@ -114,6 +118,11 @@ def add_finetune_options(command: Parser) -> None:
 def add_pretrain_options(command: Parser) -> None:
     """Add the options of `pretrain_arguments`."""
     recipe, _ = _add_recipe_options(command)
+    recipe.add_argument(
+        "--recipe",
+        choices=("big_vision", "sam", "gsam"),
+        help="a published run on ImageNet-1k, for any data set (default: the paper's)",
+    )
     recipe.add_argument("--weight-decay", type=number(0), metavar="DECAY")
     recipe.add_argument("--schedule", choices=("linear", "cosine"))
     recipe.add_argument("--dropout", dest="dropout_rate", type=_RATE, metavar="RATE")
@@ -154,6 +163,20 @@ def _add_recipe_options(command: Parser) -> "tuple[Group, Group]":
         type=_POSITIVE,
         metavar="N",
         help="its peak",
+    )
+    recipe.add_argument(
+        "--sam-rho",
+        nargs="+",
+        type=number(0),
+        metavar=("RHO", "RHO_MAX"),
+        help="sharpness-aware training (SAM) with perturbations of this length; two "
+        "numbers: at the lowest and at the highest learning rate",
+    )
+    recipe.add_argument(
+        "--gsam-alpha",
+        type=number(0),
+        metavar="ALPHA",
+        help="GSAM's share of the orthogonal gradient, beside --sam-rho",
     )
     recipe.add_argument("--loss", choices=("softmax", "sigmoid"))
     recipe.add_argument("--crop", choices=("inception", "pad", "none"))
@@ -259,6 +282,7 @@ def check_run(options: argparse.Namespace) -> None:
                 "--randaugment takes at least 1 layer and a magnitude from 0 to 20. "
                 f"Received: {layers} {magnitude}"
             )
+    _check_sam(options)
     save, validate = options.save_every, options.validate_every
     if save and validate and validate % save:
         raise UsageError(
@@ -268,6 +292,20 @@ def check_run(options: argparse.Namespace) -> None:
     if options.use_best and options.validation_split == "none":
         raise UsageError("--best needs a validation: --validation-split is none.")
     _check_devices(options, check_backend())
+
+
+def _check_sam(options: argparse.Namespace) -> None:
+    rhos = options.sam_rho or ()
+    if len(rhos) > 2 or list(rhos) != sorted(rhos):
+        raise UsageError(
+            "--sam-rho takes one number, or two that grow. Received: "
+            f"{' '.join(f'{rho:g}' for rho in rhos)}"
+        )
+    has_rho = any(rhos) or (
+        options.sam_rho is None and getattr(options, "recipe", None) in ("sam", "gsam")
+    )
+    if options.gsam_alpha and not has_rho:
+        raise UsageError("--gsam-alpha needs --sam-rho, more than 0.")
 
 
 def _check_devices(options: argparse.Namespace, backend: str) -> None:
@@ -364,11 +402,13 @@ def pretrain_arguments(
     Raises:
         UsageError: If the steps are neither given nor known.
     """
-    from keras_mixer.training import pretrain_recipe
+    from keras_mixer.training import NAMED_RECIPES, pretrain_recipe
 
     model, given = _given(options, _MODEL), _given(options, _PASSED)
     try:
-        recipe = pretrain_recipe(options.variant or "Ti/4", options.data.split(":")[0])
+        recipe = NAMED_RECIPES.get(options.recipe) or pretrain_recipe(
+            options.variant or "Ti/4", options.data.split(":")[0]
+        )
     except ValueError as error:
         if options.total_steps is None:
             raise UsageError(f"{error} Give --steps.") from error
@@ -381,7 +421,11 @@ def pretrain_arguments(
 
 def _given(options: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]:
     values = {name: getattr(options, name, None) for name in names}
-    return {name: value for name, value in values.items() if value is not None}
+    given = {name: value for name, value in values.items() if value is not None}
+    if "sam_rho" in given:
+        rhos = given["sam_rho"]
+        given["sam_rho"] = rhos[0] if len(rhos) == 1 else tuple(rhos)
+    return given
 
 
 def _with_warmup(arguments: dict[str, Any], command: str) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from keras_mixer.training.optimizers import (
 )
 from keras_mixer.training.recipes import (
     FINETUNE_RECIPES,
+    NAMED_RECIPES,
     PRETRAIN_RECIPES,
     FinetuneRecipe,
     PretrainRecipe,
@@ -55,6 +56,7 @@ __all__ = [
     "FinetuneRecipe",
     "KernelAdamW",
     "MomentumSGD",
+    "NAMED_RECIPES",
     "PRETRAIN_RECIPES",
     "PretrainRecipe",
     "RunOptions",

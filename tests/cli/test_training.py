@@ -249,6 +249,21 @@ def test_what_is_not_given_is_the_papers():
         finetune_arguments(options("finetune", "--data", "a_folder"))
 
 
+def test_sharpness_aware_training_by_flags_or_by_the_name_of_a_run():
+    run = ("--data", "cifar10", "--steps", "50")
+    arguments = finetune_arguments(options("finetune", *run, "--sam-rho", "0.1"))
+    assert arguments["sam_rho"] == 0.1 and "gsam_alpha" not in arguments
+    flags = ("--sam-rho", "0.1", "0.6", "--gsam-alpha", "0.5")
+    _, arguments = pretrain_arguments(options("pretrain", *run, *flags), 9)
+    assert (arguments["sam_rho"], arguments["gsam_alpha"]) == ((0.1, 0.6), 0.5)
+    named = ("--data", "imagenet2012", "--recipe", "gsam", "--gsam-alpha", "0.4")
+    model, arguments = pretrain_arguments(options("pretrain", *named), 1_281_167)
+    assert model == {"dropout_rate": 0.0, "stochastic_depth_rate": 0.0}
+    assert arguments["total_steps"] == round(300 * 1_281_167 / 4096)
+    assert (arguments["sam_rho"], arguments["gsam_alpha"]) == ((0.1, 0.6), 0.4)
+    assert (arguments["base_learning_rate"], arguments["loss"]) == (0.003, "sigmoid")
+
+
 def started(arguments, log, **environment):
     """A `keras-mixer` of its own process."""
     with log.open("a") as file:

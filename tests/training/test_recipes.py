@@ -3,7 +3,9 @@ import pytest
 from keras_mixer.training.optimizers import finetune_optimizer, pretrain_optimizer
 from keras_mixer.training.recipes import (
     BIG_VISION_B16,
+    BIG_VISION_GSAM,
     FINETUNE_RECIPES,
+    NAMED_RECIPES,
     PRETRAIN_RECIPES,
     finetune_recipe,
     pretrain_recipe,
@@ -63,3 +65,20 @@ def test_unknown_ones_are_named():
         finetune_recipe("cifar11")
     with pytest.raises(ValueError, match="variant='H/14'.*B on imagenet2012"):
         pretrain_recipe("H/14", "imagenet2012")
+
+
+def test_the_published_run_of_gsam():
+    """The numbers of `vit_i1k_gsam_no_aug.py`."""
+    recipe = BIG_VISION_GSAM
+    assert (recipe.epochs, recipe.batch_size, recipe.warmup_steps) == (
+        300,
+        4096,
+        10_000,
+    )
+    assert (recipe.base_learning_rate, recipe.linear_end) == (0.003, 0.01)
+    assert recipe.base_learning_rate * recipe.weight_decay == pytest.approx(0.0009)
+    assert (recipe.loss, recipe.head_bias, recipe.clip_norm) == ("sigmoid", -10.0, 1.0)
+    assert (recipe.sam_rho, recipe.gsam_alpha) == ((0.1, 0.6), 0.6)
+    assert (recipe.randaugment, recipe.mixup) == (None, 0.0)
+    sam = NAMED_RECIPES["sam"]
+    assert (sam.sam_rho, sam.gsam_alpha, sam.epochs) == (0.2, 0.0, 300)
