@@ -39,9 +39,7 @@ def main() -> None:
     contenders = {
         "plain": compiled(options.variant, None),
         "SAM": compiled(options.variant, training.Sharpness(rho=0.1)),
-        "GSAM": compiled(
-            options.variant, training.Sharpness(rho=0.1, gsam_alpha=0.6)
-        ),
+        "GSAM": compiled(options.variant, training.Sharpness(rho=0.1, gsam_alpha=0.6)),
     }
     rng = np.random.default_rng(0)
     shape = contenders["plain"].input_shape[1:]

@@ -400,10 +400,12 @@ def _run(
     objective = _taken(_Objective, given)
     loss = _loss(objective)
     sharpness = _sharpness(objective, learning_rates)
-    optimizer = make_optimizer(
-        accumulation_steps=objective.accumulation_steps,
-        ema_momentum=objective.ema_momentum,
-    )
+    devices = given["distribution"] or SingleDevice()
+    with devices.scope():  # or a TensorFlow strategy refuses it
+        optimizer = make_optimizer(
+            accumulation_steps=objective.accumulation_steps,
+            ema_momentum=objective.ema_momentum,
+        )
 
     def make() -> None:
         adapt()
@@ -421,7 +423,7 @@ def _run(
         RunData(train, validation, augmentation),
         compilation=Compilation(optimizer, loss, make, sharpness),
         options=options,
-        devices=given["distribution"] or SingleDevice(),
+        devices=devices,
         callbacks=given["callbacks"],
     )
 
