@@ -21,6 +21,7 @@ _FLAGS = {
     "base_learning_rates": "--grid",
     "block_index": "--block",
     "calibration_images": "--int8",
+    "distillation_temperature": "--temperature",
     "dropout_rate": "--dropout",
     "ema_momentum": "--ema",
     "lora_rank": "--lora",

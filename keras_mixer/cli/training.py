@@ -16,6 +16,7 @@ from keras_mixer.cli.arguments import (
     reads_data,
 )
 from keras_mixer.cli.early_checks import check_packages, check_writable
+from keras_mixer.cli.teacher import check_teacher, teacher_argument
 from keras_mixer.cli.training_options import (
     add_finetune_options,
     add_pretrain_options,
@@ -97,12 +98,14 @@ def _check(options: argparse.Namespace) -> None:
         if getattr(options, tracker):
             check_packages(f"--{tracker}", tracker, tracker)
     check_chosen_model(options)
+    if options.teacher is not None:
+        check_teacher(options.teacher)
 
 
 def _finetune(options: argparse.Namespace) -> None:
     from keras_mixer import training
 
-    arguments = finetune_arguments(options)
+    arguments = finetune_arguments(options) | teacher_argument(options)
     grid = grid_splits(options) if options.grid is not None else None
     devices, train, validation = _begin(options)
 
@@ -142,6 +145,7 @@ def _pretrain(options: argparse.Namespace) -> None:
     devices, train, validation = _begin(options)
     of_model, arguments = pretrain_arguments(options, train.num_examples)
     loss = arguments.get("loss", "softmax")
+    arguments |= teacher_argument(options)
     with devices.scope():
         model = _start_of_pretraining(options, train, of_model)
         if loss == "sigmoid" and _has_zero_head(model):

@@ -37,6 +37,8 @@ _PASSED = (
     "sam_rho",
     "gsam_alpha",
     "loss",
+    "distillation_weight",
+    "distillation_temperature",
     "label_smoothing",
     "crop",
     "randaugment",
@@ -179,6 +181,26 @@ def _add_recipe_options(command: Parser) -> "tuple[Group, Group]":
         help="GSAM's share of the orthogonal gradient, beside --sam-rho",
     )
     recipe.add_argument("--loss", choices=("softmax", "sigmoid"))
+    recipe.add_argument(
+        "--teacher",
+        metavar="MODEL",
+        help="a model of the same classes to learn from, too: a .keras, a folder of a "
+        "published model, hf://owner/name, VARIANT:WEIGHTS such as B/16:imagenet1k, or "
+        "an exported file",
+    )
+    recipe.add_argument(
+        "--temperature",
+        dest="distillation_temperature",
+        type=_POSITIVE,
+        metavar="N",
+        help="what both logits are divided by before they are compared (default: 3)",
+    )
+    recipe.add_argument(
+        "--distillation-weight",
+        type=number(0, 1, open_low=True),
+        metavar="SHARE",
+        help="of the teacher's part in the loss (default: 0.5)",
+    )
     recipe.add_argument("--crop", choices=("inception", "pad", "none"))
     recipe.add_argument(
         "--randaugment", nargs=2, type=integer(0), metavar=("LAYERS", "MAGNITUDE")
@@ -283,6 +305,12 @@ def check_run(options: argparse.Namespace) -> None:
                 f"Received: {layers} {magnitude}"
             )
     _check_sam(options)
+    for flag, value in (
+        ("--temperature", options.distillation_temperature),
+        ("--distillation-weight", options.distillation_weight),
+    ):
+        if value is not None and options.teacher is None:
+            raise UsageError(f"{flag} needs --teacher.")
     save, validate = options.save_every, options.validate_every
     if save and validate and validate % save:
         raise UsageError(

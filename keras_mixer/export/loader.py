@@ -3,6 +3,7 @@
 import os
 import time
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -16,6 +17,7 @@ from keras_mixer.export.formats import (
     format_of,
     relative_difference,
 )
+from keras_mixer.export.image_shapes import image_shape
 from keras_mixer.export.runtimes import (
     Images,
     Run,
@@ -45,6 +47,22 @@ class ExportedModel:
     format: str
     precision: str
     run: Run = field(repr=False)
+
+    @cached_property
+    def image_shape(self) -> tuple[int | None, ...]:
+        """`(height, width, channels)`, `None` for what may have any size."""
+        return image_shape(self.path, self.format)
+
+    @cached_property
+    def value_range(self) -> tuple[float, float]:
+        """What the pixel values 0 and 255 are for it.
+
+        Known of OpenVINO's files; (0, 255) for the others, which is right if the model
+        normalises inside.
+        """
+        if self.format == "openvino":
+            return describe_openvino(self.path).value_range
+        return 0.0, 255.0
 
     def __call__(self, images: ArrayLike) -> Images:
         """Return the outputs, float32 `(batch, num_classes)`.

@@ -19,7 +19,7 @@ from keras_mixer.models.family import (
     MixerTi4,
     list_models,
 )
-from keras_mixer.models.find_mixer import FoundMixer, find_mixer
+from keras_mixer.models.find_mixer import FoundMixer, find_mixer, stems_of
 from keras_mixer.models.images import decode_predictions, preprocess
 from keras_mixer.models.mixer import (
     MLPMixer,
@@ -68,5 +68,6 @@ __all__ = [
     "resize",
     "save_official",
     "split_head",
+    "stems_of",
     "without_augmentation",
 ]

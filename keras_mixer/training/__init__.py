@@ -9,6 +9,10 @@ from keras_mixer.training.adaptation import (
     set_head_bias,
     set_remat,
 )
+from keras_mixer.training.distillation import (
+    DistillationLoss,
+    LabelAccuracy,
+)
 from keras_mixer.training.losses import (
     SigmoidCrossentropy,
 )
@@ -46,15 +50,20 @@ from keras_mixer.training.sharpness import (
 from keras_mixer.training.sharpness_step import (
     set_sam,
 )
+from keras_mixer.training.teacher import (
+    open_teacher,
+)
 from keras_mixer.training.update_rules import (
     KernelAdamW,
     MomentumSGD,
 )
 
 __all__ = [
+    "DistillationLoss",
     "FINETUNE_RECIPES",
     "FinetuneRecipe",
     "KernelAdamW",
+    "LabelAccuracy",
     "MomentumSGD",
     "NAMED_RECIPES",
     "PRETRAIN_RECIPES",
@@ -70,6 +79,7 @@ __all__ = [
     "finetune_recipe",
     "fit",
     "freeze_body",
+    "open_teacher",
     "pretrain",
     "pretrain_optimizer",
     "pretrain_recipe",

@@ -21,6 +21,7 @@ from keras_mixer import data
 from keras_mixer.distribution import SingleDevice
 from keras_mixer.training.averages import averaged_weights, inner_optimizer
 from keras_mixer.training.checkpoint_intervals import CheckpointIntervals
+from keras_mixer.training.distillation import with_teacher
 from keras_mixer.training.log import Numbers, TrainingLog, keras_history
 from keras_mixer.training.processes import agreed
 from keras_mixer.training.progress import Progress
@@ -41,6 +42,7 @@ from keras_mixer.training.run_settings import (
 )
 from keras_mixer.training.sharpness import Sharpness
 from keras_mixer.training.sharpness_step import sharpness_of
+from keras_mixer.training.teacher import Teacher
 from keras_mixer.training.trackers import Tracker, trackers
 
 
@@ -52,11 +54,13 @@ class RunData:
         train: The `data.Source` to train on.
         validation: The `data.Source` to measure on, or `None`.
         augmentation: What happens to the training images.
+        teacher: The model to learn from, too; its logits stand beside the labels.
     """
 
     train: data.Source
     validation: data.Source | None = None
     augmentation: data.Augmentation = data.Augmentation()
+    teacher: Teacher | None = None
 
 
 @dataclass(frozen=True)
@@ -172,6 +176,7 @@ def run(
         optimizer=compilation.optimizer,
         loss=compilation.loss,
         sharpness=compilation.sharpness,
+        teacher=run_data.teacher and run_data.teacher.fingerprint,
     )
     checkpoints = Checkpoints(options.folder / "checkpoints", keep=options.keep)
     with contextlib.ExitStack() as stack:
@@ -264,6 +269,8 @@ def _streams(
         first_step=first_step * accumulation,
         **common,
     )
+    if run_data.teacher:
+        training = with_teacher(training, run_data.teacher)
     if run_data.validation is None:
         return training, None
     measured = data.evaluation_batches(

@@ -24,6 +24,7 @@ _HINTS = {
     "starting_weights": "the weights of the model before the first step (random ones "
     "are the same after `keras.utils.set_random_seed` with the same number)",
     "image_record": "how the model's images are prepared",
+    "teacher": "the teacher's weights or file, and how its images are prepared",
 }
 
 # Model -> its weights as a run of this process left them, and those the run began with.
@@ -41,8 +42,12 @@ def run_settings(
     optimizer: keras.Optimizer,
     loss: Any,
     sharpness: Sharpness | None = None,
+    teacher: str | None = None,
 ) -> Settings:
-    """Return the settings of a run, as in JSON. The model has its first weights."""
+    """Return the settings of a run, as in JSON. The model has its first weights.
+
+    `teacher` is the fingerprint of a teacher.
+    """
     settings = {
         "model": model.config,
         "dtype": model.blocks[0].dtype_policy.name,
@@ -60,6 +65,8 @@ def run_settings(
         "validation_data": validation and validation.fingerprint(),
         "starting_weights": starting_weights(model),
     }
+    if teacher is not None:
+        settings["teacher"] = teacher
     if sharpness is not None:  # files of plain training have no such entry
         settings["sam"] = asdict(sharpness)
     return json.loads(json.dumps(settings))
@@ -70,14 +77,14 @@ def starting_weights(model: keras.Model) -> str:
 
     For a model that a run of this process has left, they are that run's.
     """
-    now = _weights_text(model)
+    now = weights_text(model)
     left, began = _LEFT.get(model, ("", ""))
     return began if now == left else now
 
 
 def remember_as_left(model: keras.Model, settings: Settings) -> None:
     """Keep in mind that the model's weights are what a run left in it."""
-    _LEFT[model] = (_weights_text(model), settings["starting_weights"])
+    _LEFT[model] = (weights_text(model), settings["starting_weights"])
 
 
 def check_settings(checkpoint: Checkpoint, settings: Settings) -> None:
@@ -103,7 +110,8 @@ def check_settings(checkpoint: Checkpoint, settings: Settings) -> None:
         )
 
 
-def _weights_text(model: keras.Model) -> str:
+def weights_text(model: keras.Model) -> str:
+    """Return a short text that is the same for the same weights."""
     digest = hashlib.sha256()
     for weight in model.weights:
         array = host_value(weight)

@@ -23,6 +23,11 @@ from keras_mixer.training.adaptation import (
     freeze_body,
     set_remat,
 )
+from keras_mixer.training.distillation import (
+    Distillation,
+    DistillationLoss,
+    LabelAccuracy,
+)
 from keras_mixer.training.losses import SigmoidCrossentropy
 from keras_mixer.training.optimizers import (
     finetune_optimizer,
@@ -32,6 +37,7 @@ from keras_mixer.training.resumable_fit import Compilation, RunData, run
 from keras_mixer.training.run_options import RunOptions
 from keras_mixer.training.sharpness import Rho, Sharpness, check_sam
 from keras_mixer.training.sharpness_step import set_sam
+from keras_mixer.training.teacher import open_teacher
 
 Loss = Literal["softmax", "sigmoid"]
 _Record = TypeVar("_Record")
@@ -65,6 +71,9 @@ def finetune(
     train_only: Literal["head"] | None = None,
     lora_rank: int | None = None,
     loss: Loss = "softmax",
+    teacher: Any = None,
+    distillation_weight: float = 0.5,
+    distillation_temperature: float = 3.0,
     label_smoothing: float = 0.0,
     accumulation_steps: int = 1,
     ema_momentum: float | None = None,
@@ -116,6 +125,13 @@ def finetune(
         lora_rank: Rank of adapters that are trained instead of the blocks' kernels;
             `None` for none.
         loss: `"softmax"` or `"sigmoid"` cross-entropy.
+        teacher: A model of the same classes to learn from, too: a Keras model, with a
+            Mixer inside or not, or an exported file (its path, or what `export.load`
+            returns). It gets the very pixels of `model`, resized if it takes another
+            size, and is not trained; see `open_teacher`. `None` for none.
+        distillation_weight: Share of the teacher's part in the loss, in (0, 1]; see
+            `DistillationLoss`.
+        distillation_temperature: What both logits are divided by there. Positive.
         label_smoothing: Share of the target spread over all classes, in [0, 1).
         accumulation_steps: Batches of `batch_size / accumulation_steps` that make one
             step.
@@ -211,6 +227,9 @@ def pretrain(
     linear_end: float = 1e-5,
     layer_decay: float | None = None,
     loss: Loss = "softmax",
+    teacher: Any = None,
+    distillation_weight: float = 0.5,
+    distillation_temperature: float = 3.0,
     label_smoothing: float = 0.0,
     accumulation_steps: int = 1,
     ema_momentum: float | None = None,
@@ -260,6 +279,13 @@ def pretrain(
         linear_end: Where the linear decay ends, as a share of the peak.
         layer_decay: As in `finetune`.
         loss: `"softmax"` or `"sigmoid"` cross-entropy.
+        teacher: A model of the same classes to learn from, too: a Keras model, with a
+            Mixer inside or not, or an exported file (its path, or what `export.load`
+            returns). It gets the very pixels of `model`, resized if it takes another
+            size, and is not trained; see `open_teacher`. `None` for none.
+        distillation_weight: Share of the teacher's part in the loss, in (0, 1]; see
+            `DistillationLoss`.
+        distillation_temperature: What both logits are divided by there. Positive.
         label_smoothing: Share of the target spread over all classes, in [0, 1).
         accumulation_steps: Batches of `batch_size / accumulation_steps` that make one
             step.
@@ -398,9 +424,28 @@ def _run(
     options = _taken(RunOptions, given)
     augmentation = _taken(data.Augmentation, given)
     objective = _taken(_Objective, given)
+    distillation = _taken(Distillation, given)
+    devices = given["distribution"] or SingleDevice()
     loss = _loss(objective)
     sharpness = _sharpness(objective, learning_rates)
-    devices = given["distribution"] or SingleDevice()
+    metric: type[keras.metrics.Metric] = keras.metrics.CategoricalAccuracy
+    teacher = None
+    if distillation.teacher is not None:
+        loss = DistillationLoss(
+            loss,
+            distillation.distillation_weight,
+            distillation.distillation_temperature,
+        )
+        metric = LabelAccuracy
+        batches = objective.accumulation_steps * devices.shard[1]
+        teacher = open_teacher(
+            distillation.teacher,
+            model,
+            train.label_names,
+            devices=devices,
+            batch_size=max(options.batch_size // batches, 1),
+            deterministic=options.deterministic,
+        )
     with devices.scope():  # or a TensorFlow strategy refuses it
         optimizer = make_optimizer(
             accumulation_steps=objective.accumulation_steps,
@@ -415,12 +460,12 @@ def _run(
         model.compile(
             optimizer=optimizer,
             loss=loss,
-            metrics=[keras.metrics.CategoricalAccuracy("accuracy")],
+            metrics=[metric("accuracy")],
         )
 
     return run(
         model,
-        RunData(train, validation, augmentation),
+        RunData(train, validation, augmentation, teacher),
         compilation=Compilation(optimizer, loss, make, sharpness),
         options=options,
         devices=devices,

@@ -110,6 +110,24 @@ def test_finetune_trains_writes_and_says_where(
     assert "total_steps: 6 there, 7 now" in capsys.readouterr().err
 
 
+def test_a_teacher_of_the_command_line(pictures, start, tmp_path, capsys):
+    """A model in a file; with other classes, nothing is written."""
+    teacher = drawn_model(3, input_shape=(24, 24, 3), patch_size=8, num_classes=2)
+    teacher.labels = ("bright", "dark")
+    teacher.save(tmp_path / "teacher.keras")
+    more = ("--teacher", str(tmp_path / "teacher.keras"), "--temperature", "2")
+    assert finetune(pictures, start, tmp_path / "run", *more) == 0
+    settings = Checkpoints(tmp_path / "run" / "checkpoints").latest().settings
+    assert settings["loss"]["config"]["temperature"] == 2.0
+    assert settings["loss"]["config"]["weight"] == 0.5
+    capsys.readouterr()
+    assert finetune(pictures, start, tmp_path / "run", "--resume") == 1
+    assert "the teacher's weights" in capsys.readouterr().err
+    assert finetune(pictures, start, tmp_path / "no", "--teacher", str(start)) == 1
+    assert "--teacher must have the classes" in capsys.readouterr().err
+    assert not (tmp_path / "no").exists()
+
+
 def test_a_part_is_held_out_where_there_is_nothing_to_measure_on(
     pictures, start, tmp_path, capsys
 ):
