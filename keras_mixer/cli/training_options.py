@@ -45,6 +45,7 @@ _PASSED = (
     "mixup",
     "remat",
     "seed",
+    "shuffle_bytes",
     "save_every",
     "log_every",
     "validate_every",
@@ -230,6 +231,12 @@ def _add_run_options(command: Parser) -> None:
     )
     run.add_argument(
         "--remat", action="store_true", help="compute blocks twice, to save memory"
+    )
+    run.add_argument(
+        "--shuffle-bytes",
+        type=integer(1),
+        metavar="BYTES",
+        help="size of the buffer that shuffles a TFDS data set (default: 1 GiB)",
     )
     run.add_argument(
         "--save-every", type=integer(1), metavar="STEPS", help="between two checkpoints"

@@ -5,7 +5,11 @@ one into batches. Preparing single pictures for a model is `keras_mixer.preproce
 """
 
 from keras_mixer.data.augmentation import Augmentation, Crop
-from keras_mixer.data.batches import evaluation_batches, training_batches
+from keras_mixer.data.batches import (
+    SHUFFLE_BYTES,
+    evaluation_batches,
+    training_batches,
+)
 from keras_mixer.data.image_folder import from_folder
 from keras_mixer.data.opening import (
     check_classes,
@@ -17,6 +21,7 @@ from keras_mixer.data.sources import Source, from_arrays, from_tfds, hold_out
 __all__ = [
     "Augmentation",
     "Crop",
+    "SHUFFLE_BYTES",
     "Source",
     "check_classes",
     "evaluation_batches",

@@ -266,6 +266,7 @@ def _streams(
         run_data.train,
         augmentation=run_data.augmentation,
         seed=options.seed,
+        shuffle_bytes=options.shuffle_bytes,
         first_step=first_step * accumulation,
         **common,
     )

@@ -5,6 +5,7 @@ from numbers import Integral
 from pathlib import Path
 
 from keras_mixer.checks import check_dim
+from keras_mixer.data import SHUFFLE_BYTES
 
 # Rows of the log where no interval is given.
 _ROWS = 100
@@ -20,6 +21,9 @@ class RunOptions:
         total_steps: Optimizer steps of the whole run.
         batch_size: Images of one optimizer step, over all devices.
         seed: Seed of the order of the images, their augmentation, and of dropout.
+        shuffle_bytes: Size of the buffer that shuffles a source which can only be read
+            in order, such as TFDS, in bytes; see `data.training_batches`. Of several
+            processes each has such a buffer.
         save_every: Steps between two checkpoints, the checkpoint interval. Callbacks
             see it as one epoch.
         log_every: Steps between two rows of `log.csv`; there is one more at each
@@ -50,6 +54,7 @@ class RunOptions:
     total_steps: int
     batch_size: int
     seed: int = 0
+    shuffle_bytes: int = SHUFFLE_BYTES
     save_every: int = 500
     log_every: int | None = None
     validate_every: int | None = None
@@ -63,7 +68,13 @@ class RunOptions:
     quiet: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("total_steps", "batch_size", "save_every", "keep"):
+        for name in (
+            "total_steps",
+            "batch_size",
+            "shuffle_bytes",
+            "save_every",
+            "keep",
+        ):
             check_dim(name, getattr(self, name))
         if self.log_every is not None:
             check_dim("log_every", self.log_every)

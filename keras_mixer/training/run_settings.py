@@ -17,7 +17,13 @@ from keras_mixer.training.sharpness import Sharpness
 Settings = dict[str, Any]
 
 # Of files that were written before these were kept, they are not asked.
-_LATER = ("image_record", "training_data", "validation_data", "starting_weights")
+_LATER = (
+    "image_record",
+    "training_data",
+    "validation_data",
+    "starting_weights",
+    "shuffle_bytes",
+)
 _HINTS = {
     "training_data": "the training images, their labels or their split",
     "validation_data": "the validation images, their labels or their split",
@@ -59,6 +65,7 @@ def run_settings(
         "total_steps": options.total_steps,
         "batch_size": options.batch_size,
         "seed": options.seed,
+        "shuffle_bytes": options.shuffle_bytes,
         "save_every": options.save_every,
         "image_record": model.preprocessing.to_dict(),
         "training_data": train.fingerprint(),

@@ -89,6 +89,7 @@ def finetune(
     mixup: float = 0.0,
     cutmix: float = 0.0,
     seed: int = 0,
+    shuffle_bytes: int = data.SHUFFLE_BYTES,
     save_every: int = 500,
     log_every: int | None = None,
     validate_every: int | None = None,
@@ -153,6 +154,8 @@ def finetune(
         mixup: Parameter of mixup's Beta distribution, 0 for no mixup.
         cutmix: Parameter of CutMix's Beta distribution, 0 for no CutMix.
         seed: Seed of the order of the images, their augmentation, and of dropout.
+        shuffle_bytes: Size of the buffer that shuffles a source which can only be read
+            in order, such as TFDS, in bytes; see `data.training_batches`.
         save_every: Steps between two checkpoints. Callbacks see it as one epoch.
         log_every: Steps between two rows of `log.csv`; `None` for a hundredth of the
             run, but not more than `save_every`.
@@ -245,6 +248,7 @@ def pretrain(
     mixup: float = 0.0,
     cutmix: float = 0.0,
     seed: int = 0,
+    shuffle_bytes: int = data.SHUFFLE_BYTES,
     save_every: int = 500,
     log_every: int | None = None,
     validate_every: int | None = None,
@@ -307,6 +311,8 @@ def pretrain(
         mixup: Parameter of mixup's Beta distribution, 0 for no mixup.
         cutmix: Parameter of CutMix's Beta distribution, 0 for no CutMix.
         seed: Seed of the order of the images, their augmentation, and of dropout.
+        shuffle_bytes: Size of the buffer that shuffles a source which can only be read
+            in order, such as TFDS, in bytes; see `data.training_batches`.
         save_every: Steps between two checkpoints. Callbacks see it as one epoch.
         log_every: Steps between two rows of `log.csv`; `None` for a hundredth of the
             run, but not more than `save_every`.

@@ -161,6 +161,7 @@ def test_the_best_learning_rate_is_that_of_the_best_accuracy(tmp_path, monkeypat
         ({"label_smoothing": 1.5}, "label_smoothing=1.5"),
         ({"ema_momentum": 2.0}, "ema_momentum=2.0"),
         ({"seed": -1}, "seed=-1"),
+        ({"shuffle_bytes": 0}, "shuffle_bytes=0"),
         ({"log_every": 0}, "log_every=0"),
         ({"callbacks": ["early"]}, "callbacks"),
     ],
@@ -179,6 +180,21 @@ def test_wrong_arguments_are_named_before_anything_is_written(
     assert all(layer.trainable for layer in model.layers)
     assert not any(block.token_mixing.dense_0.lora_enabled for block in model.blocks)
     assert not any(block.remat for block in model.blocks)
+
+
+def test_the_shuffle_buffer_is_that_of_the_run(tmp_path, monkeypatch):
+    seen = []
+    plain = data.training_batches
+
+    def noted(*args, shuffle_bytes, **kwargs):
+        seen.append(shuffle_bytes)
+        return plain(*args, shuffle_bytes=shuffle_bytes, **kwargs)
+
+    monkeypatch.setattr(data, "training_batches", noted)
+    finetune(drawn_mixer(), tmp_path, shuffle_bytes=12345)
+    assert set(seen) == {12345}
+    with pytest.raises(ValueError, match="shuffle_bytes: 12345 there, 99 now"):
+        finetune(drawn_mixer(), tmp_path, shuffle_bytes=99, resume=True)
 
 
 def test_model_and_data_must_have_the_same_classes(tmp_path):
