@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable
 from numbers import Real
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from keras_mixer.checkpoints.convert import differences
 from keras_mixer.checkpoints.manifest import (
@@ -188,9 +188,7 @@ def _mlp_dims(ratios: object, hidden_dim: int) -> dict[str, int]:
 
 
 def _preprocessing(record: dict[str, Any], channels: int) -> Preprocessing:
-    mean, std = (
-        _numbers(name, record[name], (1, channels)) for name in ("mean", "std")
-    )
+    mean, std = (_per_channel(name, record[name], channels) for name in ("mean", "std"))
     if min(std) <= 0:
         raise ValueError(f"its std must be positive. Received: std={std}")
     crop_mode = record["crop_mode"]
@@ -210,6 +208,16 @@ def _preprocessing(record: dict[str, Any], channels: int) -> Preprocessing:
         record["crop_pct"],
         library="pillow",
     )
+
+
+def _per_channel(name: str, value: object, channels: int) -> list[float]:
+    """Return one number, or one for each channel.
+
+    timm keeps the three of RGB for a model with `in_chans=1`; equal ones are one.
+    """
+    if channels == 1 and _is_list(value) and value and value == [value[0]] * len(value):
+        value = value[:1]
+    return _numbers(name, value, (1, channels))
 
 
 def _labels(
@@ -310,7 +318,7 @@ def _check_shapes(entry: Entry, path: Path, source: str) -> None:
         )
 
 
-def _is_list(value: object) -> bool:
+def _is_list(value: object) -> TypeGuard[list[Any]]:
     return isinstance(value, list)
 
 

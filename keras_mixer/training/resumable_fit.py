@@ -176,7 +176,7 @@ def run(
         optimizer=compilation.optimizer,
         loss=compilation.loss,
         sharpness=compilation.sharpness,
-        teacher=run_data.teacher and run_data.teacher.fingerprint,
+        teacher=run_data.teacher.fingerprint if run_data.teacher else None,
     )
     checkpoints = Checkpoints(options.folder / "checkpoints", keep=options.keep)
     with contextlib.ExitStack() as stack:

@@ -168,7 +168,8 @@ def _of_model(
         raise ValueError(
             f"`teacher` must be built: it has no weights. Received: {teacher.name!r}"
         )
-    image_shape, value_range = getattr(teacher, "input_shape", None), (0.0, 255.0)
+    image_shape: Any = getattr(teacher, "input_shape", None)
+    value_range: Any = (0.0, 255.0)
     labels = getattr(teacher, "labels", None)
     if stems_of(teacher):
         found = find_mixer(teacher)

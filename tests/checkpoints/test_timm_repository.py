@@ -181,6 +181,20 @@ def test_without_a_head_and_with_one_channel(tmp_path):
     check(model, weights, mean=0.5, std=0.2, rtol=1e-4)
 
 
+def test_one_channel_under_the_equal_numbers_of_three(tmp_path):
+    """timm keeps those of RGB for `create_model(..., in_chans=1)`."""
+    weights = draw(shape=(32, 48, 1))
+    write(tmp_path / "grey", state_dict(weights))
+    folder = tmp_path / "grey"
+    change(folder, "model_args", in_chans=1)
+    change(folder, "pretrained_cfg", mean=[0.5] * 3, std=[0.25] * 3)
+    model = from_pretrained(folder)
+    check(model, weights, mean=0.5, std=0.25)
+    change(folder, "pretrained_cfg", mean=[0.5, 0.5, 0.4])
+    with pytest.raises(ValueError, match="its mean must be"):
+        from_pretrained(folder)
+
+
 def test_tanh_gelu_where_the_config_says_so(folder, weights):
     change(folder, "model_args", act_layer="gelu_tanh", drop_path_rate=0.1)
     model = from_pretrained(folder)

@@ -141,6 +141,12 @@ def logits_in_stream(teacher, **fields):
     return images, targets[:, LABELS:]
 
 
+def teacher_like(model, seed):
+    """Drawn weights for a model, so that its head is not zero."""
+    rng = np.random.default_rng(seed)
+    return [rng.normal(scale=0.2, size=w.shape) for w in model.get_weights()]
+
+
 def normalized(logits):
     return np.log(softmax(np.asarray(logits, "float64")))
 
@@ -317,6 +323,45 @@ def test_a_run_goes_on_exactly_and_holds_no_weight_of_the_teacher(tmp_path):
     plain = float(CROSSENTROPY(labels, logits))
     found = student.evaluate(images, labels, verbose=0, return_dict=True)
     assert found["loss"] == pytest.approx(plain, rel=1e-4)
+
+
+def test_sharpness_aware_steps_take_the_teacher_in_both_passes(tmp_path):
+    """With one step, momentum makes no difference: a gradient at w + rho g / |g|."""
+    teacher = teacher_model(classifier_activation=None)
+    run = {"mixup": 0.0, "crop": "none", "seed": 7, "batch_size": 8}
+    student = drawn_mixer()
+    student.set_weights(teacher_like(student, 3))
+    plain = keras.models.clone_model(student)
+    plain.set_weights(student.get_weights())
+    before = student.get_weights()
+
+    def train(model, folder, **arguments):
+        training.finetune(
+            model,
+            drawn_source(),
+            output_dir=tmp_path / folder,
+            total_steps=1,
+            warmup_steps=0,
+            base_learning_rate=0.1,
+            clip_norm=None,
+            teacher=teacher,
+            quiet=True,
+            **run,
+            **arguments,
+        )
+        pairs = zip(before, model.get_weights(), strict=True)
+        return [(old - new) / 0.1 for old, new in pairs]
+
+    gradients = train(plain, "plain")
+    norm = np.sqrt(sum((g.astype("float64") ** 2).sum() for g in gradients))
+    pairs = zip(before, gradients, strict=True)
+    plain.set_weights([w + 0.05 * g / norm for w, g in pairs])
+    moved, before = before, plain.get_weights()
+    expected = train(plain, "there")
+    before = moved
+    found = train(student, "sam", sam_rho=0.05)
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, atol=2e-5)
 
 
 @pytest.mark.parametrize(
