@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable
 from numbers import Real
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 from keras_mixer.checkpoints.convert import differences
 from keras_mixer.checkpoints.manifest import (
@@ -213,11 +213,12 @@ def _preprocessing(record: dict[str, Any], channels: int) -> Preprocessing:
 def _per_channel(name: str, value: object, channels: int) -> list[float]:
     """Return one number, or one for each channel.
 
-    timm keeps the three of RGB for a model with `in_chans=1`; equal ones are one.
+    timm keeps the three of RGB for a model with `in_chans=1`, and takes their mean.
+
+    Source: `resolve_input_data_config` in `timm/data/model_config.py`.
     """
-    if channels == 1 and _is_list(value) and value and value == [value[0]] * len(value):
-        value = value[:1]
-    return _numbers(name, value, (1, channels))
+    numbers = _numbers(name, value, (1, 3) if channels == 1 else (1, channels))
+    return [sum(numbers) / len(numbers)] if channels == 1 else numbers
 
 
 def _labels(
@@ -318,7 +319,7 @@ def _check_shapes(entry: Entry, path: Path, source: str) -> None:
         )
 
 
-def _is_list(value: object) -> TypeGuard[list[Any]]:
+def _is_list(value: object) -> bool:
     return isinstance(value, list)
 
 
