@@ -143,9 +143,7 @@ def plan_text(cells, lanes, minutes):
         f"{max(c['budget'] for c in group):.0f} s"
         for name, group in kinds.items()
     ]
-    rows.append(
-        f"about {seconds / 60:.1f} minutes; what is left after {minutes:g} is left out"
-    )
+    rows.append(f"about {seconds / 60:.1f} minutes; it stops after {minutes:g}")
     return "\n".join(rows)
 
 
