@@ -13,7 +13,7 @@ from keras import ops, random
 
 from keras_mixer.benchmark.compiled_steps import compiled
 from keras_mixer.benchmark.timing import timed
-from keras_mixer.variants import weight_shapes
+from keras_mixer.variants import num_patches, weight_shapes
 
 
 def matrix_flops(
@@ -36,16 +36,15 @@ def matrix_flops(
             take as much as its product. The gradient of the images is not computed.
         **sizes: The other sizes of `mlp_mixer`, and `num_classes`.
     """
-    height, width, channels = input_shape
-    num_patches = (height // patch_size) * (width // patch_size)
+    patches = num_patches(input_shape, patch_size)
     shapes = weight_shapes(
-        patch_size=patch_size, num_patches=num_patches, channels=channels, **sizes
+        patch_size=patch_size, num_patches=patches, channels=input_shape[2], **sizes
     )
     flops = 0
     for path, shape in shapes.items():
         if not path.endswith("/kernel"):
             continue
-        vectors = num_patches
+        vectors = patches
         if "/token_mixing/" in path:
             vectors = sizes["hidden_dim"]
         elif path == "head/kernel":

@@ -26,7 +26,12 @@ from keras_mixer.checkpoints.manifest import (
 from keras_mixer.checkpoints.weight_files import read_index, read_shapes
 from keras_mixer.files import NoSuchFileError
 from keras_mixer.preprocessing import Preprocessing
-from keras_mixer.variants import parameter_count, parse_variant, weight_shapes
+from keras_mixer.variants import (
+    num_patches,
+    parameter_count,
+    parse_variant,
+    weight_shapes,
+)
 
 TIMM_WEIGHTS = "model.safetensors"
 TIMM_INDEX = f"{TIMM_WEIGHTS}.index.json"
@@ -304,10 +309,9 @@ def _check_shapes(entry: Entry, path: Path, source: str) -> None:
     """Raise a `ValueError` if the arrays are not those of the config."""
     sizes = dict(entry.architecture)
     height, width, channels = sizes["input_shape"]
-    patch_size = sizes["patch_size"]
     expected = weight_shapes(
         **{name: sizes[name] for name in _SIZES},
-        num_patches=(height // patch_size) * (width // patch_size),
+        num_patches=num_patches(sizes["input_shape"], sizes["patch_size"]),
         channels=channels,
     )
     if lines := differences(read_shapes(path)[0], expected, f"its {CONFIG}"):

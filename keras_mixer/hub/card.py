@@ -13,7 +13,7 @@ from typing import TypedDict
 from keras_mixer.checkpoints import parse_address
 from keras_mixer.models import MixerConfig, MLPMixer
 from keras_mixer.preprocessing import Preprocessing
-from keras_mixer.variants import parameter_count
+from keras_mixer.variants import num_patches, parameter_count
 
 # What may be said of where the weights come from, and the words of the card for it.
 PROVENANCE = {
@@ -334,11 +334,10 @@ def _resizing(record: Preprocessing, height: int, width: int) -> str:
 
 
 def _architecture(config: MixerConfig) -> dict[str, object]:
-    height, width, _ = config["input_shape"]
     patch_size = config["patch_size"]
-    num_patches = (height // patch_size) * (width // patch_size)
+    patches = num_patches(config["input_shape"], patch_size)
     rows: dict[str, object] = {
-        "Patches": f"{num_patches} of {patch_size} x {patch_size} pixels",
+        "Patches": f"{patches} of {patch_size} x {patch_size} pixels",
         "Blocks": config["num_blocks"],
         "Width of a token": config["hidden_dim"],
         "Width of the token-mixing MLPs": config["tokens_mlp_dim"],
