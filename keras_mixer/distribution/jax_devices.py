@@ -137,10 +137,8 @@ class Parallel(Devices):
         self.shard = (jax.process_index(), jax.process_count())
         self.is_chief = jax.process_index() == 0
         self.num_replicas = jax.device_count() // model
-        self._compiled: tuple[Any, Any] = (
-            None,
-            None,
-        )  # the last model and its forward pass
+        # The last model and its forward pass.
+        self._compiled: tuple[Any, Any] = (None, None)
 
     def scope(self) -> AbstractContextManager[Any]:
         """Return the context in which to build, load and compile the model."""
@@ -167,31 +165,6 @@ class Parallel(Devices):
         callbacks = [validation, *(kwargs.pop("callbacks", None) or ())]
         with self.scope(), self._clear_errors(), _weights_survive(model):
             return model.fit(batches, callbacks=callbacks, **kwargs)
-
-    def evaluate(
-        self,
-        model: keras.Model,
-        batches: Any,
-        *,
-        steps: int | None = None,
-        return_dict: bool = False,
-        verbose: Any = 0,
-    ) -> Any:
-        """Return what `model.evaluate` returns; `batches` holds this process's shard.
-
-        The batches may have any size. Unlike Keras's, this loop leaves the weights in
-        the model, so that an exception does not take them away.
-        """
-        self._check(model)
-        with self.scope(), self._clear_errors():
-            return loops.evaluate(
-                model,
-                batches,
-                self._forward(model),
-                self.add_up,
-                steps=steps,
-                return_dict=return_dict,
-            )
 
     def predict(
         self, model: keras.Model, x: Any, *, batch_size: int = 32, verbose: Any = 0

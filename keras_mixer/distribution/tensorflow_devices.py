@@ -126,29 +126,32 @@ class TPU(Mirrored):
         verbose: Any = 0,
     ) -> Any:
         """Return what `model.evaluate` returns on one device."""
-        self._check(model)
-        size = 0
-
-        def forward(x: Any) -> NDArray[Any]:
-            nonlocal size
-            size = size or len(x) + -len(x) % self.num_replicas
-            return self._forward(model, x, size)
-
-        with self.scope():
-            return loops.evaluate(
-                model, batches, forward, list, steps=steps, return_dict=return_dict
-            )
+        return Devices.evaluate(
+            self, model, batches, steps=steps, return_dict=return_dict, verbose=verbose
+        )
 
     def predict(
         self, model: keras.Model, x: Any, *, batch_size: int = 32, verbose: Any = 0
     ) -> NDArray[Any]:
         """Return the predictions for all of the array `x`."""
         self._check(model)
-        return self._forward(model, np.asarray(x), self.num_replicas * batch_size)
+        return _predict_full(model, np.asarray(x), self.num_replicas * batch_size)
 
-    def _forward(self, model: keras.Model, x: Any, size: int) -> NDArray[Any]:
-        full = loops.padded(x, size)
-        return model.predict(full, batch_size=size, verbose=0)[: len(x)]
+    def _forward(self, model: keras.Model) -> Callable[[Any], NDArray[Any]]:
+        size = 0
+
+        def forward(x: Any) -> NDArray[Any]:
+            nonlocal size  # that of the first batch: a new one would compile again
+            size = size or len(x) + -len(x) % self.num_replicas
+            return _predict_full(model, x, size)
+
+        return forward
+
+
+def _predict_full(model: keras.Model, x: Any, size: int) -> NDArray[Any]:
+    """Return the predictions for `x`, computed in full batches of `size`."""
+    full = loops.padded(x, size)
+    return model.predict(full, batch_size=size, verbose=0)[: len(x)]
 
 
 def tpu(name: str = "local") -> TPU:
@@ -205,10 +208,8 @@ class MultiWorker(Devices):
         self.shard = (index, count)
         self.is_chief = index == 0
         self.num_replicas = self.strategy.num_replicas_in_sync
-        self._compiled: tuple[Any, Any] = (
-            None,
-            None,
-        )  # the last model and its forward pass
+        # The last model and its forward pass.
+        self._compiled: tuple[Any, Any] = (None, None)
 
     def scope(self) -> AbstractContextManager[Any]:
         """Return the context in which to build, load and compile the model."""
@@ -228,7 +229,7 @@ class MultiWorker(Devices):
         distributed = self.strategy.distribute_datasets_from_function(
             lambda context: batches.rebatch(per_replica)
         )
-        with self._others_alive():
+        with self._clear_errors():
             return loops.fit(model, distributed, step, self._logs, **arguments)
 
     def _train_step(self, model: keras.Model, spec: Any) -> Callable[[Any], Any]:
@@ -247,26 +248,6 @@ class MultiWorker(Devices):
             return model.get_metrics_result()
 
         return step
-
-    def evaluate(
-        self,
-        model: keras.Model,
-        batches: Any,
-        *,
-        steps: int | None = None,
-        return_dict: bool = False,
-        verbose: Any = 0,
-    ) -> Any:
-        """Return what `model.evaluate` returns; `batches` holds this worker's shard."""
-        with self.scope(), self._others_alive():
-            return loops.evaluate(
-                model,
-                batches,
-                self._forward(model),
-                self.add_up,
-                steps=steps,
-                return_dict=return_dict,
-            )
 
     def predict(
         self, model: keras.Model, x: Any, *, batch_size: int = 32, verbose: Any = 0
@@ -324,7 +305,7 @@ class MultiWorker(Devices):
         )
 
     @contextmanager
-    def _others_alive(self) -> Iterator[None]:
+    def _clear_errors(self) -> Iterator[None]:
         import tensorflow as tf
 
         try:

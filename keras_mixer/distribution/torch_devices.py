@@ -61,7 +61,7 @@ class DataParallel(Devices):
         def train_step(batch: Any) -> dict[str, Any]:
             return self._train_step(model, parallel, batch)
 
-        with self._others_alive():
+        with self._clear_errors():
             return loops.fit(model, batches, train_step, self._logs, **arguments)
 
     def _train_step(
@@ -92,26 +92,6 @@ class DataParallel(Devices):
             model.metrics[0].update_state(loss, sample_weight=len(y))
             return model.compute_metrics(None, y, predictions, weights)
 
-    def evaluate(
-        self,
-        model: keras.Model,
-        batches: Any,
-        *,
-        steps: int | None = None,
-        return_dict: bool = False,
-        verbose: Any = 0,
-    ) -> Any:
-        """Return what `model.evaluate` does; `batches` holds this process's shard."""
-        with self._others_alive():
-            return loops.evaluate(
-                model,
-                batches,
-                model.predict_on_batch,
-                self.add_up,
-                steps=steps,
-                return_dict=return_dict,
-            )
-
     def predict(self, model: keras.Model, x: Any, **arguments: Any) -> Any:
         """Return what `model.predict(x, **arguments)` returns, in every process."""
         return model.predict(x, **arguments)
@@ -141,7 +121,7 @@ class DataParallel(Devices):
         ]
 
     @contextmanager
-    def _others_alive(self) -> Iterator[None]:
+    def _clear_errors(self) -> Iterator[None]:
         import torch
 
         try:
