@@ -18,8 +18,7 @@ from contextlib import ExitStack
 
 import numpy as np
 
-from keras_mixer.benchmark.records import Case
-from keras_mixer.benchmark.timing import alternate, speed_ratio, timed
+from keras_mixer.benchmark import Case, alternate, speed_ratio, timed
 
 BACKENDS = {
     f"{who}-{backend}": backend

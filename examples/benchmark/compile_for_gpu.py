@@ -26,10 +26,9 @@ from jax.experimental import topologies  # noqa: E402
 from kernels import account  # noqa: E402
 
 from keras_mixer import mlp_mixer  # noqa: E402
-from keras_mixer.benchmark.records import Case  # noqa: E402
-from keras_mixer.layers import operations  # noqa: E402
-from keras_mixer.layers.mixer import zero_kernels  # noqa: E402
-from keras_mixer.training.adaptation import set_remat  # noqa: E402
+from keras_mixer.benchmark import Case  # noqa: E402
+from keras_mixer.layers import zero_kernels  # noqa: E402
+from keras_mixer.training import set_remat  # noqa: E402
 
 _H200 = """
 platform_name: "CUDA"
@@ -112,7 +111,7 @@ def _ours(case, remat):
 
     def logits(weights, images):
         # A GPU is not there to be found.
-        with mock.patch.object(operations, "_on_gpu", return_value=True):
+        with mock.patch("keras_mixer.layers.operations._on_gpu", return_value=True):
             return model.stateless_call(weights, [], images, training=case.training)[0]
 
     weights = [weight.value for weight in model.trainable_variables]

@@ -37,7 +37,7 @@ def _keras(name, case, images, labels):
     import keras
 
     import keras_mixer
-    from keras_mixer.benchmark.compiled_steps import ForwardPass, TrainingStep
+    from keras_mixer.benchmark import ForwardPass, TrainingStep
 
     if name.startswith("naive"):
         from naive_mixer import naive_mixer
@@ -61,11 +61,9 @@ def _keras(name, case, images, labels):
 
 def _exported(name, case, images):
     import keras_mixer
-    from keras_mixer.export.runtimes import load_onnx, load_openvino
 
     _, runtime, *int8 = name.split("-")
-    runtimes = {"onnx": (".onnx", load_onnx), "openvino": (".xml", load_openvino)}
-    ending, load = runtimes[runtime]
+    ending = {"onnx": ".onnx", "openvino": ".xml"}[runtime]
     model = keras_mixer.mlp_mixer(**case.sizes, classifier_activation=None)
     # A head of zeros has one answer for every image, in int8 and in float32.
     head = model.get_layer("head").kernel
@@ -78,8 +76,8 @@ def _exported(name, case, images):
         keras_mixer.export.export(
             model, path, calibration_images=calibration if int8 else None
         )
-        run = load(path)
-    return lambda: run(pixels)
+        run = keras_mixer.export.load(path, "float32")
+    return functools.partial(run, pixels)
 
 
 def _flax(case, images, labels):

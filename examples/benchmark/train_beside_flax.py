@@ -9,6 +9,8 @@ and both accuracies on the test images.
 """
 
 import argparse
+import tempfile
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -18,9 +20,7 @@ import optax
 from flax.traverse_util import unflatten_dict
 from flax_mixer import MlpMixer
 
-from keras_mixer import data, mlp_mixer, training
-from keras_mixer.checkpoints.convert import to_official
-from keras_mixer.models.mixer import model_weights
+from keras_mixer import data, mlp_mixer, save_official, training
 from keras_mixer.variants import parse_variant
 
 
@@ -58,7 +58,7 @@ def main():
         keras.losses.CategoricalCrossentropy(from_logits=True),
     )
     mixer = MlpMixer(**sizes, num_classes=train.num_classes)
-    state, step, logits = _official(mixer, to_official(model_weights(model)), options)
+    state, step, logits = _official(mixer, _official_weights(model), options)
 
     ours, theirs = [], []
     for images, labels in batches.take(options.steps).as_numpy_iterator():
@@ -80,6 +80,15 @@ def main():
         right += (np.argmax(scores, -1) == labels.argmax(-1)).sum(axis=-1)
     accuracies = right / test_source.num_examples
     print(f"test images: ours {accuracies[0]:.2%}, official {accuracies[1]:.2%}")
+
+
+def _official_weights(model):
+    """Return the weights under their official names."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "weights.npz"
+        save_official(model, path)
+        with np.load(path) as file:
+            return dict(file)
 
 
 def _official(mixer, weights, options):
