@@ -27,6 +27,20 @@ TINY = {
 }
 
 
+def pytest_configure(config):
+    """Let JAX compile a program once, not in every test that builds the same model.
+
+    The programs lie in the cache folder of pytest. The processes that tests start do
+    without: some are killed, perhaps while they write there.
+    """
+    if keras.config.backend() == "jax" and hasattr(config, "cache"):
+        import jax
+
+        jax.config.update("jax_compilation_cache_dir", str(config.cache.mkdir("jax")))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
 def pytest_report_header():
     return f"keras {keras.version()}, backend {keras.config.backend()}"
 
