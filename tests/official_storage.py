@@ -21,6 +21,7 @@ FAULTS = (
     "status",  # answers with this code
     "drop",  # breaks the connection after so many bytes of the body
     "drop_untagged",  # the same, and sends no ETag
+    "hang_up",  # ends the connection in an orderly way after so many bytes of the body
     "truncate",  # announces and sends so many bytes as if they were the whole
     "announce",  # announces so many bytes more than there are
     "corrupt",  # flips a bit so many bytes after the start
@@ -166,11 +167,13 @@ class _Handler(BaseHTTPRequestHandler):
             corrupt = self.kind in ("corrupt", "corrupt_unhashed")
             if corrupt and sent <= self.value < sent + len(data):
                 data[self.value - sent] ^= 1
-            if self.kind in ("drop", "drop_untagged") and self.value <= sent + len(
-                data
-            ):
+            breaks = self.kind in ("drop", "drop_untagged", "hang_up")
+            if breaks and self.value <= sent + len(data):
                 self.wfile.write(data[: self.value - sent])
                 self.record["sent"] = self.value
+                if self.kind == "hang_up":
+                    self.close_connection = True
+                    return
                 return self._reset()
             self.wfile.write(data)
             self.record["sent"] += len(data)
