@@ -202,7 +202,7 @@ def prepare_images(
     return Preprocessing(value_range).normalize(pixels)
 
 
-def printable(path: str | bytes | os.PathLike) -> str:
+def printable(path: str | bytes | os.PathLike[str]) -> str:
     r"""Return a path as text that any terminal and any log takes.
 
     Bytes that are not UTF-8 and control characters become escapes: `caf\xe9.jpg`.
@@ -213,7 +213,7 @@ def printable(path: str | bytes | os.PathLike) -> str:
     )
 
 
-def list_images(folder: str | os.PathLike) -> list[Path]:
+def list_images(folder: str | os.PathLike[str]) -> list[Path]:
     """Return the paths of all image files in `folder` and the folders below, sorted.
 
     Files count by their suffix: bmp, gif, jpeg, jpg, png, tif, tiff, webp. Hidden files
@@ -263,7 +263,9 @@ def walk_images(folder: str, left_out: dict[str, list[str]]) -> Iterator[str]:
                 left_out.setdefault("file(s) without a suffix", []).append(entry.path)
 
 
-def warn_of_left_out(folder: str | os.PathLike, left_out: dict[str, list[str]]) -> None:
+def warn_of_left_out(
+    folder: str | os.PathLike[str], left_out: dict[str, list[str]]
+) -> None:
     """Say, once, what `walk_images` left out of `folder`."""
     if not left_out:
         return

@@ -28,8 +28,10 @@ PUBLISHED = Path(__file__).parent / "published.json"
 _HEAD = '''\
 """Where the checkpoints lie on the Hub. Written by `weights/record_commits.py`."""
 
+from typing import Any
+
 # (variant, name): (repository, commit, files), a file being (name, sha256, size).
-'''
+PUBLISHED: dict[tuple[str, str], Any] = {'''
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -89,8 +91,8 @@ def files_of(repository: str, commit: str) -> tuple[tuple[str, str, int], ...]:
 def write_module(records: dict[tuple[str, str], Record]) -> str:
     """Return the text of `keras_mixer/checkpoints/published.py`."""
     if not records:
-        return f"{_HEAD}PUBLISHED: dict = {{}}\n"
-    lines = ["PUBLISHED: dict = {"]
+        return _HEAD + "}\n"
+    lines = []
     for (variant, name), (repository, commit, files) in sorted(records.items()):
         lines += [
             f'    ("{variant}", "{name}"): (',
@@ -107,7 +109,7 @@ def write_module(records: dict[tuple[str, str], Record]) -> str:
                 "            ),",
             ]
         lines += ["        ),", "    ),"]
-    return _HEAD + "\n".join([*lines, "}"]) + "\n"
+    return _HEAD + "\n".join(["", *lines, "}"]) + "\n"
 
 
 if __name__ == "__main__":

@@ -123,7 +123,7 @@ class Report:
 
     def image_sizes(self) -> list[list[Result]]:
         """Return the results that differ in image size only, one list per group."""
-        groups: dict[tuple, list[Result]] = {}
+        groups: dict[tuple[object, ...], list[Result]] = {}
         for result in self.results:
             case = result.case
             key = (case.variant, case.batch_size, case.dtype, case.training)

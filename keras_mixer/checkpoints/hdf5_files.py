@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from keras_mixer.checkpoints import hdf5_contents
 
@@ -82,7 +82,7 @@ def _signature(path: str | os.PathLike[str]) -> _Signature:
     )
 
 
-def _parse(found: dict[str, list]) -> Contents:
+def _parse(found: dict[str, list[Any]]) -> Contents:
     arrays = {
         path: Array(item[1], tuple(item[2]), item[3])
         for path, item in found.items()
@@ -92,7 +92,7 @@ def _parse(found: dict[str, list]) -> Contents:
     return Contents(arrays, names)
 
 
-def _ask_child(path: str) -> dict[str, list]:
+def _ask_child(path: str) -> dict[str, list[Any]]:
     """Return `hdf5_contents.read_contents(path)` of a process with limits."""
     environment = os.environ | {
         # What this process can import, and one thread: more take memory each.

@@ -65,7 +65,7 @@ class Pictures:
         return os.path.join(self.root, os.fsdecode(self.paths[index]))
 
 
-def read_folder(folder: str | os.PathLike) -> ClassFolders:
+def read_folder(folder: str | os.PathLike[str]) -> ClassFolders:
     """Find the splits and classes of a folder; no picture is looked at.
 
     Raises:
@@ -111,7 +111,7 @@ def pictures_of(found: ClassFolders, split: str) -> Pictures:
     """
     tfds = import_tfds()
 
-    def canonical(word: re.Match) -> str:
+    def canonical(word: re.Match[str]) -> str:
         return _SPLITS.get(word[0].lower(), word[0])
 
     expression = re.sub(r"\b[A-Za-z_]\w*", canonical, split)

@@ -60,7 +60,7 @@ def of_files(paths: Callable[[int], str], count: int, names: Iterable[bytes]) ->
     return digest([*names, sizes, *contents()])
 
 
-def of_array(array: NDArray) -> str:
+def of_array(array: NDArray[Any]) -> str:
     """Return the digest of an array, of a large one of evenly spaced rows."""
     step = -(-array.nbytes // (4 * SAMPLE_BYTES))
     return digest([array.shape, array[:: max(step, 1)]])

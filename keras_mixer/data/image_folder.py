@@ -41,7 +41,7 @@ _UNKNOWN, _IS_PLAIN, _NEEDS_PILLOW = 0, 1, 2
 
 
 def from_folder(
-    folder: str | os.PathLike, split: str = "train", *, corrupt: Corrupt = "raise"
+    folder: str | os.PathLike[str], split: str = "train", *, corrupt: Corrupt = "raise"
 ) -> Source:
     """Return the `Source` of a folder that has one folder of pictures per class.
 

@@ -14,10 +14,10 @@ _MEASURED_ON = ("validation", "test")
 
 
 def open_source(
-    name_or_folder: str | os.PathLike,
+    name_or_folder: str | os.PathLike[str],
     split: str,
     *,
-    data_dir: str | os.PathLike | None = None,
+    data_dir: str | os.PathLike[str] | None = None,
     corrupt: Corrupt = "raise",
 ) -> Source:
     """Return the `Source` of a folder of pictures or of a TFDS name.
@@ -61,10 +61,10 @@ def open_source(
 
 
 def open_training_sources(
-    name_or_folder: str | os.PathLike,
+    name_or_folder: str | os.PathLike[str],
     split: str = "train",
     *,
-    data_dir: str | os.PathLike | None = None,
+    data_dir: str | os.PathLike[str] | None = None,
     corrupt: Corrupt = "raise",
     share: float = 0.1,
     seed: int = 0,

@@ -196,7 +196,7 @@ def from_arrays(
 
 
 def from_tfds(
-    name: str, split: str, *, data_dir: str | os.PathLike | None = None
+    name: str, split: str, *, data_dir: str | os.PathLike[str] | None = None
 ) -> Source:
     """Return the `Source` of a TensorFlow Datasets data set, downloaded if need be.
 
@@ -269,7 +269,9 @@ def from_tfds(
     )
 
 
-def _builder(tfds: ModuleType, name: str, data_dir: str | os.PathLike | None) -> Any:
+def _builder(
+    tfds: ModuleType, name: str, data_dir: str | os.PathLike[str] | None
+) -> Any:
     """Return the builder of a data set that is here or that this TFDS has code for.
 
     Of other names TFDS would ask servers; one that nobody knows is refused before.
@@ -334,7 +336,7 @@ def _no_split(split: str, known: Iterable[str]) -> ValueError:
     )
 
 
-def _check_pixels(images: NDArray) -> None:
+def _check_pixels(images: NDArray[Any]) -> None:
     if images.ndim != 4 or not images.size or images.dtype.kind not in "uif":
         raise ValueError(
             "`images` must be numbers, (examples, height, width, channels). Received: "
