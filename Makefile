@@ -17,7 +17,7 @@ test: .venv/dev lint suite
 
 # The suite alone, in the environment $(VENV).
 suite:
-	KERAS_BACKEND=$(firstword $(BACKENDS)) $(PYTEST) -m "backend_free and not nightly"
+	KERAS_BACKEND=$(lastword $(BACKENDS)) $(PYTEST) -m "backend_free and not nightly"
 	for backend in $(BACKENDS); do \
 		KERAS_BACKEND=$$backend $(PYTEST) -m "not backend_free and not nightly" \
 			|| exit 1; \
@@ -100,4 +100,5 @@ dist: .venv-dist/dist
 	touch $@
 
 clean:
-	rm -rf .venv .venv-dist .venv-docs .venv-keras-nightly .venv-lowest build dist site
+	rm -rf .venv .venv-dist .venv-docs .venv-keras-nightly .venv-lowest build dist site \
+		.pytest_cache

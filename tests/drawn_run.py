@@ -46,7 +46,7 @@ def run(folder, **arguments):
     source = drawn_source()
     given = {
         "output_dir": folder,
-        "total_steps": 205,
+        "total_steps": 105,
         "batch_size": 8,
         "base_learning_rate": 0.1,
         "warmup_steps": 4,
@@ -54,7 +54,7 @@ def run(folder, **arguments):
         "accumulation_steps": 2,
         "ema_momentum": 0.9,
         "save_every": 10,
-        "validate_every": 50,
+        "validate_every": 30,
         "seed": 7,
         "resume": True,
         "quiet": True,

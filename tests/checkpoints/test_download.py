@@ -665,7 +665,7 @@ def test_an_interrupted_download_leaves_nothing(storage, path, step, monkeypatch
 
 def test_a_killed_download_is_never_taken_for_a_file(storage, path):
     moments = random.Random(0)
-    for _ in range(int(os.environ.get("KERAS_MIXER_KILLS", "10"))):
+    for _ in range(int(os.environ.get("KERAS_MIXER_KILLS", "5"))):
         storage.fault("slow", 1_500_000)  # 0.2 s
         asked = len(storage.log)
         process = run(FETCH, storage, path)

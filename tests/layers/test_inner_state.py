@@ -32,8 +32,10 @@ def own_quantizers():
 
 
 def test_quantizers_survive_saving_and_cloning(tmp_path):
-    model = drawn_model(classifier_activation=None)
-    plain = drawn_model(classifier_activation=None)
+    # One block has all kinds of layers, and is compiled in a third of the time.
+    model, plain = (
+        drawn_model(num_blocks=1, classifier_activation=None) for _ in range(2)
+    )
     plain.quantize("int8", filters=r".*(dense_\d|head)")
     model.quantize(config=own_quantizers(), filters=r".*(dense_\d|head)")
     expected = numpy(model(images()))
@@ -68,7 +70,7 @@ def drawn_in_scope():
 
 @pytest.mark.parametrize("mode", [None, "int8"])
 def test_lora_and_its_optimizer_go_on_after_loading(tmp_path, mode):
-    model = drawn_model()
+    model = drawn_model(num_blocks=1)
     if mode:
         model.quantize(mode, filters=r".*dense_\d")
     add_lora(model, 2)

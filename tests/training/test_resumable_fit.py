@@ -24,6 +24,8 @@ from keras_mixer.training.run_options import RunOptions
 
 pytest.importorskip("tensorflow")
 
+KILLS = "KERAS_MIXER_KILLS"
+
 
 def numbers(folder):
     """The rows of a log without the one column that depends on the day."""
@@ -38,13 +40,16 @@ def numbers(folder):
     keras.config.backend() == "torch", reason="promised on JAX and TensorFlow"
 )
 def test_killed_at_random_moments_the_run_ends_with_the_same_bits(tmp_path):
-    """Dropout, stochastic depth, mixup, accumulation and averaged weights included."""
+    """Dropout, stochastic depth, mixup, accumulation and averaged weights included.
+
+    `make nightly` kills more often, and a real run (tests/cli/test_training.py).
+    """
     model, history = run(tmp_path / "whole")
     folder = tmp_path / "killed"
     rng = np.random.default_rng()
     checkpoints = Checkpoints(folder / "checkpoints")
     kills = 0
-    for step in sorted(rng.integers(0, 190, 3)):
+    for step in sorted(rng.integers(0, 90, int(os.environ.get(KILLS, "2")))):
         process = subprocess.Popen(
             [sys.executable, Path(__file__).parents[1] / "drawn_run.py", folder],
             stderr=subprocess.PIPE,
