@@ -44,7 +44,7 @@ def atomic_write(path: Path, mode: str = "b", **options: Any) -> Iterator[IO[Any
 @contextlib.contextmanager
 def atomic_replace(target: str | os.PathLike[str]) -> Iterator[Path]:
     """Give a new path, which takes the place of `target` unless something fails."""
-    target = Path(target).absolute()  # Keras saves to no relative folder
+    target = Path(target).absolute()  # Keras cannot save to a relative folder
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(
         dir=target.parent, prefix=f".{target.name}."

@@ -71,7 +71,7 @@ def decode_predictions(
     """
     if not isinstance(top, Integral) or isinstance(top, bool) or top < 1:
         raise ValueError(f"`top` must be a positive integer. Received: top={top!r}")
-    import keras  # slow to import, and the names of a list need it not
+    import keras  # slow to import, and not needed for the names of a list
 
     scores = np.asarray(keras.ops.convert_to_numpy(predictions), "float32")
     if scores.ndim != 2:

@@ -90,7 +90,7 @@ class TPU(Mirrored):
 
     A program for TPU has static shapes: `fit` needs full batches (`drop_remainder`);
     `evaluate` and `predict` pad the last one and leave the padding out of the result.
-    `compile(..., steps_per_execution=...)` makes several steps per visit of the host.
+    `compile(..., steps_per_execution=...)` makes several steps per call from the host.
     """
 
     def _check_steps_per_execution(self, model: keras.Model) -> None:

@@ -41,7 +41,7 @@ def _replica() -> Any:
 class Dropout(keras.layers.Layer):
     """Keras's dropout with a mask of its own on every replica.
 
-    Not a subclass: Keras's layer is closed for state once it has its own seeds.
+    Not a subclass: Keras's layer takes no more state once it has its seeds.
     """
 
     def __init__(
