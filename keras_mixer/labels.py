@@ -197,8 +197,8 @@ def _download(address: str, path: Path) -> None:
     by_hand = f"fetch {address} elsewhere and put it at {path}"
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
         raise ConnectionError(
-            f"There is no label list {path}, and HF_HUB_OFFLINE forbids to download "
-            f"it. Unset HF_HUB_OFFLINE, or {by_hand}"
+            f"There is no label list {path}, and HF_HUB_OFFLINE forbids the "
+            f"download. Unset HF_HUB_OFFLINE, or {by_hand}"
         )
     import keras
 

@@ -98,7 +98,7 @@ def fetch(
         return path
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
         raise ConnectionError(
-            f"There is no intact {path}, and HF_HUB_OFFLINE forbids to download it. "
+            f"There is no intact {path}, and HF_HUB_OFFLINE forbids the download. "
             f"Unset HF_HUB_OFFLINE, or fetch {address} elsewhere and put it there."
         )
     _remove_stale(path)

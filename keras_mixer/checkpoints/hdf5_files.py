@@ -127,6 +127,4 @@ def _ask_child(path: str) -> dict[str, list[Any]]:
     return answer["contents"]
 
 
-_ENDLESS = (
-    "HDF5 comes to no end with it, or crashes. The file looks damaged: get it again."
-)
+_ENDLESS = "HDF5 does not finish it, or crashes. The file looks damaged: get it again."

@@ -286,7 +286,7 @@ def _explain(error: BaseException, subject: str) -> OSError | None:
         )
     if isinstance(error, errors.OfflineModeIsEnabled | errors.LocalEntryNotFoundError):
         return ConnectionError(
-            f"{subject}: it is not, or not undamaged, in {cache}, and {hub} cannot be "
+            f"{subject}: there is no intact copy in {cache}, and {hub} cannot be "
             "reached or HF_HUB_OFFLINE is set. Connect once, or copy the cache of "
             "another machine and set HF_HOME."
         )

@@ -284,8 +284,8 @@ def _no_weights(fetch: Callable[..., Path], source: str) -> ValueError:
         )
     return ValueError(
         f"{source} has its weights as a pickle only ({pickles[0]}), which can run any "
-        f"program when it is read, so it is not. In a folder with it and {CONFIG}, "
-        "these two lines convert it where torch and safetensors are:\n"
+        "program when it is read, so it is not read. In a folder with it and "
+        f"{CONFIG}, these two lines convert it where torch and safetensors are:\n"
         "    import safetensors.torch, torch\n"
         "    safetensors.torch.save_file(torch.load("
         f"{pickles[0].removesuffix('.index.json')!r}, weights_only=True), "

@@ -82,7 +82,7 @@ def write_repository(
             f"Received: {', '.join(map(repr, unknown))}"
         )
     card = card or write_card(model, provenance=provenance, timm=timm, **facts)
-    folder = Path(folder).absolute()  # Keras saves to no relative folder
+    folder = Path(folder).absolute()  # Keras cannot save to a relative folder
     if folder.exists() and any(folder.iterdir()):
         raise ValueError(f"`folder` must be empty. Received: {str(folder)!r}")
     plain.save(folder, zipped=False)
