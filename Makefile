@@ -8,7 +8,7 @@ BACKENDS ?= jax tensorflow torch
 # As many files at once as there are cores.
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
-.PHONY: demo test suite nightly test-keras-nightly test-lowest lint docs dist clean
+.PHONY: demo test test-app suite nightly test-keras-nightly test-lowest lint docs dist clean
 
 demo: .venv/demo
 	KERAS_BACKEND=$(DEMO_BACKEND) $(BIN)/keras-mixer demo
@@ -27,6 +27,12 @@ suite:
 nightly: .venv/dev
 	KERAS_MIXER_FUZZ_EXAMPLES=2000 KERAS_MIXER_KILLS=50 KERAS_BACKEND=tensorflow \
 		$(PYTEST) -m "nightly or not nightly"
+
+# The demo in the browser. Its Gradio is large and holds Pillow back: an environment of its
+# own. The tests in a browser need Chromium, such as Debian's, and are skipped without it.
+test-app: .venv-app/dev
+	KERAS_BACKEND=$(firstword $(BACKENDS)) .venv-app/bin/python -m pytest \
+		tests/app tests/hub/test_space.py
 
 # With the next Keras, as it was built last.
 test-keras-nightly: .venv-keras-nightly/dev
@@ -88,6 +94,12 @@ dist: .venv-dist/dist
 	.venv-keras-nightly/bin/python -m pip install --quiet --editable '.[dev]'
 	.venv-keras-nightly/bin/python -m pip uninstall --quiet --yes keras
 	.venv-keras-nightly/bin/python -m pip install --quiet --pre keras-nightly
+	touch $@
+
+.venv-app/dev: pyproject.toml
+	$(PYTHON) -m venv .venv-app
+	.venv-app/bin/python -m pip install --quiet --editable '.[jax,app]' \
+		pytest playwright pyyaml
 	touch $@
 
 .venv-lowest/dev: pyproject.toml

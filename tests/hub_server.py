@@ -8,7 +8,7 @@
 
 Weights come from a second port under another host name, because the client treats the
 Hub's storage hosts as foreign. The client reads its endpoint once, when it is imported:
-it runs in a subprocess. Models only, and neither Xet nor pull requests.
+it runs in a subprocess. Models and Spaces, and neither Xet nor pull requests.
 """
 
 import base64
@@ -213,7 +213,13 @@ _ROUTES = []
 
 def _route(method, pattern):
     """Serve what matches, where `{name}`, `{rev}` and so on stand for what they say."""
-    groups = {"name": "[^/]+/[^/]+", "rev": "[^/]+", "path": ".+", "sha256": "\\w{64}"}
+    groups = {
+        "kind": "(models|spaces)",
+        "name": "[^/]+/[^/]+",
+        "rev": "[^/]+",
+        "path": ".+",
+        "sha256": "\\w{64}",
+    }
     for group, form in groups.items():
         pattern = pattern.replace(f"{{{group}}}", f"(?P<{group}>{form})")
 
@@ -245,6 +251,7 @@ class _Handler(BaseHTTPRequestHandler):
             "range": self.headers.get("Range"),
             "token": token or None,
             "agent": self.headers.get("User-Agent"),
+            "body": self.body[:1000],
         }
         self.hub.log.append(self.record)
         self.kind, self.value = self.hub.take_fault(self.command, path)
@@ -272,6 +279,7 @@ class _Handler(BaseHTTPRequestHandler):
             match = pattern.fullmatch(path)
             if verb == method and match:
                 groups = {k: v and unquote(v) for k, v in match.groupdict().items()}
+                groups.pop("kind", None)
                 return function(self, self.hub, **groups)
         raise Refusal(404, f"Cannot {self.command} {path}")
 
@@ -341,7 +349,7 @@ def _create(request, hub):
     request.answer({"url": f"{hub.url}/{name}"})
 
 
-@_route("GET", "/api/models/{name}(/revision/{rev})?")
+@_route("GET", "/api/{kind}/{name}(/revision/{rev})?")
 def _info(request, hub, name, rev):
     repository = hub.find(name, request.user)
     commit, tree = hub.tree(repository, rev or "main")
@@ -360,7 +368,7 @@ def _info(request, hub, name, rev):
     )
 
 
-@_route("GET", "/api/models/{name}/tree/{rev}")
+@_route("GET", "/api/{kind}/{name}/tree/{rev}")
 def _tree(request, hub, name, rev):
     _, tree = hub.tree(hub.find(name, request.user), rev)
     request.answer(
@@ -376,7 +384,7 @@ def _lfs(file, key):
     return {key: file.sha256, "size": file.size, "pointerSize": 130}
 
 
-@_route("POST", "/api/models/{name}/tag/{rev}")
+@_route("POST", "/api/{kind}/{name}/tag/{rev}")
 def _tag(request, hub, name, rev):
     repository = hub.find(name, request.user, write=True)
     tag = json.loads(request.body)["tag"]
@@ -397,7 +405,7 @@ def _validate_yaml(request, hub):
     request.answer({"errors": errors, "warnings": []}, 400 if errors else 200)
 
 
-@_route("POST", "/api/models/{name}/preupload/{rev}")
+@_route("POST", "/api/{kind}/{name}/preupload/{rev}")
 def _preupload(request, hub, name, rev):
     _, tree = hub.tree(hub.find(name, request.user, write=True), rev)
     answers = []
@@ -410,7 +418,7 @@ def _preupload(request, hub, name, rev):
     request.answer({"files": answers})
 
 
-@_route("POST", "/{name}\\.git/info/lfs/objects/batch")
+@_route("POST", "/(spaces/)?{name}\\.git/info/lfs/objects/batch")
 def _batch(request, hub, name):
     hub.find(name, request.user, write=True)
     objects = json.loads(request.body)["objects"]
@@ -429,7 +437,7 @@ def _put(request, hub, sha256):
     request.answer({})
 
 
-@_route("POST", "/api/models/{name}/commit/{rev}")
+@_route("POST", "/api/{kind}/{name}/commit/{rev}")
 def _commit(request, hub, name, rev):
     repository = hub.find(name, request.user, write=True)
     header, *items = (json.loads(line) for line in request.body.splitlines())
@@ -455,7 +463,7 @@ def _commit(request, hub, name, rev):
 # --- download ---------------------------------------------------------------------
 
 
-@_route("GET", "/{name}/resolve/{rev}/{path}")
+@_route("GET", "/(spaces/)?{name}/resolve/{rev}/{path}")
 def _resolve(request, hub, name, rev, path):
     commit, file = _find_file(request, hub, name, rev, path)
     location = f"/api/resolve-cache/models/{name}/{commit}/{quote(path)}"
@@ -466,7 +474,7 @@ def _resolve(request, hub, name, rev, path):
     request.head(302 if file.lfs else 307, 0, headers)
 
 
-@_route("GET", "/api/resolve-cache/models/{name}/{rev}/{path}")
+@_route("GET", "/api/resolve-cache/(models|spaces)/{name}/{rev}/{path}")
 def _cached(request, hub, name, rev, path):
     commit, file = _find_file(request, hub, name, rev, path)
     request.send_content(file, **{"X-Repo-Commit": commit})

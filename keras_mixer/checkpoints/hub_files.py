@@ -97,6 +97,7 @@ def download_file(
     size: int | None = None,
     max_size: int | None = None,
     token: str | None = None,
+    kind: str = "model",
 ) -> Path:
     """Return the path of one file of a repository, fetched unless it is cached.
 
@@ -110,6 +111,7 @@ def download_file(
         size: In bytes, checked like `sha256`.
         max_size: Bytes above which the file is refused before it is fetched.
         token: Of the Hub; `None` for that of the environment.
+        kind: What the repository is: `"model"` or `"space"`.
 
     Raises:
         ConnectionError: If the Hub cannot be reached or fails.
@@ -128,6 +130,7 @@ def download_file(
                     repo_id,
                     filename,
                     revision=commit,
+                    repo_type=kind,
                     force_download=again,
                     token=token,
                     library_name="keras_mixer",

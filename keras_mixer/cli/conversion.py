@@ -12,9 +12,11 @@ from keras_mixer.cli.arguments import (
     read_labels,
 )
 from keras_mixer.cli.early_checks import (
+    check_address,
     check_backend,
     check_file,
     check_model_source,
+    check_packages,
     check_repository,
     check_writable,
 )
@@ -98,12 +100,22 @@ def _add_publish(commands: "Commands") -> None:
             "publish mixer-b16/ owner/name",
             "publish run/model.keras owner/name --dataset cifar10 --private",
             "publish run/model.keras owner/name --dry-run folder/",
+            "publish --space owner/demo",
+            "publish hf://owner/name --space owner/demo",
         ),
         check=_check_publish,
         flags={"source": "SOURCE", "repo_id": "OWNER/NAME"},
     )
-    command.add_argument("source", metavar="SOURCE", help=_SOURCE)
-    command.add_argument("repository", metavar="OWNER/NAME", help="made if missing")
+    command.add_argument("source", metavar="SOURCE", nargs="?", help=_SOURCE)
+    command.add_argument(
+        "repository", metavar="OWNER/NAME", nargs="?", help="made if missing"
+    )
+    command.add_argument(
+        "--space",
+        metavar="OWNER/NAME",
+        help="publish the demo in the browser (see `keras-mixer app`) as this Space, "
+        "with SOURCE, hf://owner/name, as its model (default: the embedded checkpoint)",
+    )
     _add_overrides(command)
     add_labels(command)
     command.add_argument(
@@ -229,10 +241,40 @@ def _check_verify(options: argparse.Namespace) -> None:
 
 
 def _check_publish(options: argparse.Namespace) -> None:
+    if options.space is not None:
+        _check_space(options)
+        return
+    if options.source is None or options.repository is None:
+        raise UsageError(
+            "SOURCE and OWNER/NAME are needed: what to publish, and where; or --space "
+            "OWNER/NAME for the demo."
+        )
     check_repository(options.repository)
     if options.dry_run is not None:
         check_writable(options.dry_run, "--dry-run", folder=True)
     _check_read(options, options.source)
+    check_backend()
+    if options.dry_run is None:
+        _check_token()
+
+
+def _check_space(options: argparse.Namespace) -> None:
+    check_repository(options.space)
+    if options.repository is not None:
+        raise UsageError(
+            "OWNER/NAME is given by --space. Received, beside it: "
+            f"{options.repository!r}"
+        )
+    if options.source is not None:
+        if not options.source.startswith("hf://"):
+            raise UsageError(
+                "SOURCE must be hf://owner/name with --space: a Space reads no files "
+                f"of this machine. Received: {options.source!r}"
+            )
+        check_address(options.source)
+    if options.dry_run is not None:
+        check_writable(options.dry_run, "--dry-run", folder=True)
+    check_packages("A Space", "app", "gradio")
     check_backend()
     if options.dry_run is None:
         _check_token()
@@ -278,6 +320,9 @@ def _verify(options: argparse.Namespace) -> None:
 def _publish(options: argparse.Namespace) -> None:
     from keras_mixer.hub import push_to_hub, verify, write_folder
 
+    if options.space is not None:
+        _publish_space(options)
+        return
     model = _read_source(options)
     print(verify(model))
     facts: dict[str, Any] = {
@@ -301,3 +346,20 @@ def _publish(options: argparse.Namespace) -> None:
         **facts,
     )
     print(f"Published: hf://{options.repository}@{commit}")
+
+
+def _publish_space(options: argparse.Namespace) -> None:
+    from keras_mixer.hub import push_space, write_space
+
+    source = {} if options.source is None else {"source": options.source}
+    if options.dry_run:
+        write_space(options.dry_run, options.space, **source)
+        print(f"Written, nothing sent: {options.dry_run}")
+        return
+    commit = push_space(
+        options.space,
+        private=options.private or None,
+        commit_message=options.message,
+        **source,
+    )
+    print(f"Published: the Space {options.space}, {commit}")

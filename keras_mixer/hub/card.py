@@ -211,7 +211,7 @@ def write_card(
         results=_results(datasets, metrics),
         provenance=_provenance(base_model, provenance or {}),
     )
-    return f"{text}\n{_mark(text)}\n"
+    return marked(text)
 
 
 def without_paths(text: object) -> str:
@@ -231,10 +231,15 @@ def _escaped(text: object) -> str:
     return "`".join(parts)
 
 
+def marked(text: str) -> str:
+    """Return a card with the mark by which `is_written` knows it."""
+    return f"{text}\n{_mark(text)}\n"
+
+
 def is_written(card: str) -> bool:
     """Whether the text is one of `write_card`, and not edited since."""
     text, _, _ = card.rpartition(f"\n{_MARK}")
-    return card == f"{text}\n{_mark(text)}\n"
+    return card == marked(text)
 
 
 def _mark(text: str) -> str:
