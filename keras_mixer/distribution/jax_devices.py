@@ -7,6 +7,8 @@ holds a contiguous part of the batch and every weight.
 
 import os
 import random
+import socket
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -92,6 +94,8 @@ def connect(
             "num_processes": _integer(num_processes, "NUM_PROCESSES", "num_processes"),
             "process_id": _integer(process_id, "PROCESS_ID", "process_id"),
         }
+        if arguments["process_id"]:
+            _wait_for(arguments["coordinator_address"], timeout)
     # `keras.distribution.initialize` would do, but for the timeouts: a process that
     # died would be missed after 100 s, and waited for another 300 s at the end.
     jax.distributed.initialize(
@@ -104,6 +108,34 @@ def connect(
     random.setstate(state)
     if len(set(draws.tolist())) > 1:  # without a common seed weights would differ
         keras.utils.set_random_seed(int(draws[0]))
+
+
+def _wait_for(coordinator: str, timeout: int) -> None:
+    """Return once process 0 can be reached; JAX itself would end this process by abort.
+
+    Raises:
+        ConnectionError: If it cannot be reached within `timeout` seconds.
+        ValueError: If it is not an address and a port.
+    """
+    address, _, port = coordinator.rpartition(":")
+    if not address or not port.isdecimal():
+        raise ValueError(
+            '`coordinator` must be "auto" or "address:port" of process 0. Received: '
+            f"coordinator={coordinator!r}"
+        )
+    end = time.monotonic() + timeout
+    while True:
+        try:
+            socket.create_connection((address.strip("[]"), int(port)), 5).close()
+            return
+        except (OSError, OverflowError) as error:
+            if time.monotonic() > end:
+                raise ConnectionError(
+                    f"Process 0 at {coordinator} could not be reached for {timeout} s: "
+                    f"{error}. Start all processes of the job; the address of process "
+                    "0 must be one that this machine can reach."
+                ) from error
+        time.sleep(0.5)
 
 
 def _integer(value: int | None, variable: str, argument: str) -> int:

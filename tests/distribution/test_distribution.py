@@ -336,3 +336,36 @@ class TestTorch:
         monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
         with pytest.raises(ValueError, match='a torch process group of 2.*"ddp"'):
             distribution.start(None).fit(devices_job.compiled_model(), [])
+
+
+@pytest.mark.skipif(BACKEND != "jax", reason="JAX's alone")
+@pytest.mark.parametrize(
+    ("coordinator", "error", "match"),
+    [
+        ("127.0.0.1:1", ConnectionError, "Process 0 at 127.0.0.1:1 could not be rea"),
+        ("127.0.0.1", ValueError, "`coordinator` must be .auto. or .address:port"),
+    ],
+)
+def test_a_process_without_its_coordinator_ends_with_an_error(
+    coordinator, error, match
+):
+    from keras_mixer.distribution import jax_devices
+
+    with pytest.raises(error, match=match):
+        jax_devices.connect(coordinator, 2, 1, timeout=0)
+
+
+@pytest.mark.skipif(BACKEND != "jax", reason="JAX's alone")
+@pytest.mark.parametrize(
+    ("said", "lost"), [("RESOURCE_EXHAUSTED: Out of memory", False), ("gone", True)]
+)
+def test_too_little_memory_is_no_lost_process(said, lost, monkeypatch):
+    import jax
+
+    from keras_mixer.distribution import jax_devices
+
+    devices = jax_devices.Parallel.__new__(jax_devices.Parallel)
+    monkeypatch.setattr(jax_devices.Parallel, "shard", (0, 2))
+    with pytest.raises(RuntimeError) as caught, devices._clear_errors():
+        raise jax.errors.JaxRuntimeError(said)
+    assert ("Another process" in str(caught.value)) == lost

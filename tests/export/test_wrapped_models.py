@@ -149,3 +149,40 @@ def test_a_graph_that_onnx_cannot_hold_is_refused(tmp_path):
     with pytest.raises(ValueError, match="Received: 'odd' of the class LayerNormal"):
         export(model, tmp_path / "m.onnx")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("format", HERE)
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_a_failed_export_leaves_no_scope_behind(format, error, tmp_path, monkeypatch):
+    """What is built afterwards has its usual paths, and gets its weights."""
+    path = target(tmp_path, format)
+    model = drawn_model()
+    paths = [weight.path for weight in model.weights]
+
+    class Failing:
+        """A layer's `call` that fails while the file is written."""
+
+        def __call__(self, *args, **kwargs):
+            raise error("stopped")
+
+    def write(*args, **kwargs):
+        monkeypatch.setattr(layers.Dense, "call", Failing())
+        return own(*args, **kwargs)
+
+    own = keras.Model.export
+    if format in ("onnx", "openvino"):  # no layer is called: the end of it fails
+        import onnx
+
+        monkeypatch.setattr(onnx, "save", Failing())
+    monkeypatch.setattr(keras.Model, "export", write)
+    with pytest.raises((error, RuntimeError), match="stopped"):
+        export(model, path)
+    monkeypatch.undo()
+    assert list(tmp_path.iterdir()) == []
+    again = drawn_model()
+    assert [weight.path for weight in again.weights] == paths
+    images = drawn_images(2)
+    np.testing.assert_array_equal(
+        again.predict(images, verbose=0), model.predict(images, verbose=0)
+    )
+    assert export(model, path) < 1e-5
