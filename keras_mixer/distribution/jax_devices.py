@@ -141,7 +141,7 @@ def _wait_for(coordinator: str, timeout: int) -> None:
 def _integer(value: int | None, variable: str, argument: str) -> int:
     given = os.environ.get(f"KERAS_DISTRIBUTION_{variable}") if value is None else value
     try:
-        return int(given or "")
+        return int("" if given is None else given)
     except (TypeError, ValueError) as error:
         raise ValueError(
             f"`{argument}` must be an integer, from the argument or from the variable "

@@ -369,3 +369,14 @@ def test_too_little_memory_is_no_lost_process(said, lost, monkeypatch):
     with pytest.raises(RuntimeError) as caught, devices._clear_errors():
         raise jax.errors.JaxRuntimeError(said)
     assert ("Another process" in str(caught.value)) == lost
+
+
+@pytest.mark.skipif(BACKEND != "jax", reason="JAX's alone")
+def test_the_first_process_has_the_number_0(monkeypatch):
+    """As an argument, too: 0 is not nothing."""
+    from keras_mixer.distribution import jax_devices
+
+    assert jax_devices._integer(0, "PROCESS_ID", "process_id") == 0
+    monkeypatch.delenv("KERAS_DISTRIBUTION_PROCESS_ID", raising=False)
+    with pytest.raises(ValueError, match="`process_id` must be an integer"):
+        jax_devices._integer(None, "PROCESS_ID", "process_id")
