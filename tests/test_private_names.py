@@ -15,6 +15,11 @@ PACKAGE = Path(__file__).parents[1] / "keras_mixer"
 # (file of this package, private name) -> where it is looked for: a module and the
 # object in it, or a function that makes an object that must have it.
 TABLE = {
+    ("layers/torch_products.py", "_linear_pointwise"): lambda: mkldnn(),
+    ("layers/torch_products.py", "_is_mkldnn_bf16_supported"): lambda: mkldnn(),
+    ("layers/torch_products.py", "_is_mkldnn_fp16_supported"): lambda: mkldnn(),
+    ("layers/torch_products.py", "_forward_hooks"): lambda: keras.layers.Dense(1),
+    ("models/mixer.py", "_should_torch_compile"): lambda: keras.Sequential(),
     ("models/mixer.py", "model_supports_jit"): "keras.src.trainers.trainer",
     ("models/mixer.py", "_distribute_strategy"): lambda: keras.Sequential(),
     ("models/mixer.py", "_resolve_auto_jit_compile"): lambda: keras.Sequential(),
@@ -24,6 +29,12 @@ TABLE = {
 # argparse has no other names for what its public methods return; used in types alone.
 IN_TYPES = {"_ActionsContainer", "_SubParsersAction"}
 OF_NAMED_TUPLES = {"_asdict", "_replace"}  # public in spite of the underscore
+
+
+def mkldnn():
+    import torch
+
+    return torch.ops.mkldnn
 
 
 def optimizer():
@@ -38,6 +49,10 @@ def test_the_name_is_there(place):
     where = TABLE[place]
     if name == "_distribute_strategy" and keras.config.backend() != "tensorflow":
         pytest.skip("TensorFlow's alone")
+    if (
+        file == "layers/torch_products.py" or name == "_should_torch_compile"
+    ) and keras.config.backend() != "torch":
+        pytest.skip("torch's alone")
     owner = importlib.import_module(where) if isinstance(where, str) else where()
     assert hasattr(owner, name), f"{name} is gone: mend keras_mixer/{file}"
 

@@ -24,7 +24,7 @@ BACKENDS = {
     f"{who}-{backend}": backend
     for who in ("ours", "naive")
     for backend in ("jax", "tensorflow", "torch")
-}
+} | {"ours-torch-compiled": "torch"}
 CONTENDERS = (
     *BACKENDS,
     # Exported, and run by the runtime that the name says: inference on a CPU.

@@ -48,12 +48,15 @@ def _keras(name, case, images, labels):
             **case.sizes, classifier_activation=None, dtype=case.dtype
         )
         keras_mixer.training.set_remat(model, name.endswith("-remat"))
+    if name.endswith("-compiled"):
+        model.jit_compile = True
     images = keras.ops.convert_to_tensor(images)
     if not case.training:
         return functools.partial(ForwardPass(model), images)
     model.compile(
         keras_mixer.training.finetune_optimizer(total_steps=1_000_000),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        jit_compile=model.jit_compile,
     )
     labels = keras.ops.convert_to_tensor(labels)
     return functools.partial(TrainingStep(model), images, labels)

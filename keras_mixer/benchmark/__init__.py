@@ -8,6 +8,9 @@ from keras_mixer.benchmark.compiled_steps import (
     ForwardPass,
     TrainingStep,
 )
+from keras_mixer.benchmark.first_prediction import (
+    first_prediction,
+)
 from keras_mixer.benchmark.flops import (
     growth_exponent,
     matrix_flops,
@@ -24,6 +27,7 @@ from keras_mixer.benchmark.measure import (
 )
 from keras_mixer.benchmark.records import (
     Case,
+    FirstPrediction,
     Report,
     Result,
     growth,
@@ -41,6 +45,7 @@ from keras_mixer.benchmark.timing import (
 
 __all__ = [
     "Case",
+    "FirstPrediction",
     "ForwardPass",
     "Report",
     "Result",
@@ -48,6 +53,7 @@ __all__ = [
     "alternate",
     "describe_machine",
     "figure",
+    "first_prediction",
     "growth",
     "growth_exponent",
     "input_speed",

@@ -9,6 +9,8 @@ from typing import Any
 
 import keras
 
+from keras_mixer.models import MLPMixer
+
 Compute = Callable[..., Any]
 
 
@@ -61,6 +63,8 @@ class ForwardPass:
             self._compute = compiled(outputs)
         else:
             choice = model.jit_compile if jit_compile is None else jit_compile
+            if keras.config.backend() == "torch" and isinstance(model, MLPMixer):
+                choice = False  # it compiles itself
             self._compute = compiled(lambda images: model(images), choice)
 
     def __call__(self, images: Any) -> Any:
@@ -110,10 +114,7 @@ class TrainingStep:
 
             self._step = tf.function(model.train_step, jit_compile=model.jit_compile)
         else:
-            import torch
-
-            step = model.train_step
-            self._step = torch.compile(step) if model.jit_compile else step
+            self._step = model.train_step  # a Mixer compiles its own part of it
 
     def __call__(self, images: Any, labels: Any) -> Any:
         """Make one step and return the arrays that it changed."""

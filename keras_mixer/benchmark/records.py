@@ -110,16 +110,41 @@ class Result:
 
 
 @dataclass(frozen=True)
+class FirstPrediction:
+    """What a new process does until its first prediction.
+
+    Attributes:
+        case: What was measured.
+        seconds: By phase: the imports, building, reading weights, compiling, and
+            running one batch.
+    """
+
+    case: Case
+    seconds: dict[str, float]
+
+    @property
+    def multiple_of_import(self) -> float:
+        """All phases as a multiple of the import of Keras with its backend."""
+        return sum(self.seconds.values()) / self.seconds["import Keras"]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all numbers as JSON types."""
+        return {**asdict(self), "multiple_of_import": self.multiple_of_import}
+
+
+@dataclass(frozen=True)
 class Report:
     """Several measurements on one machine.
 
     Attributes:
         machine: Devices and versions, see `describe_machine`.
         results: In the order of the measurements.
+        first_predictions: Of new processes, if they were measured.
     """
 
     machine: dict[str, str]
     results: tuple[Result, ...]
+    first_predictions: tuple[FirstPrediction, ...] = ()
 
     def image_sizes(self) -> list[list[Result]]:
         """Return the results that differ in image size only, one list per group."""
@@ -135,6 +160,7 @@ class Report:
         return {
             "machine": self.machine,
             "results": [result.to_dict() for result in self.results],
+            "first_predictions": [first.to_dict() for first in self.first_predictions],
             "growth": [
                 {"case": asdict(group[0].case), "exponent": growth(group)}
                 for group in self.image_sizes()

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from keras_mixer.benchmark.records import Case, Report, Result, growth
+from keras_mixer.benchmark.records import Case, FirstPrediction, Report, Result, growth
 from keras_mixer.benchmark.timing import Ratio
 from keras_mixer.visualize import new_figure
 
@@ -37,7 +37,23 @@ def tables(report: Report) -> list["Table"]:
         shown.append(
             _table(report, "Each kind of layer alone, ms in the whole model", columns)
         )
+    if report.first_predictions:
+        shown.append(_first_predictions(report.first_predictions))
     return shown
+
+
+def _first_predictions(found: Sequence[FirstPrediction]) -> "Table":
+    phases = list(dict.fromkeys(name for first in found for name in first.seconds))
+    table = _empty_table("A new process until its first prediction, s")
+    for heading in (*phases, "all", "/ import Keras"):
+        table.add_column(heading, justify="right", overflow="fold")
+    for first in found:
+        numbers = [first.seconds.get(phase) for phase in phases]
+        cells = ["" if number is None else f"{number:.2f}" for number in numbers]
+        total = f"{sum(first.seconds.values()):.2f}"
+        multiple = f"{first.multiple_of_import:.2f}"
+        table.add_row(_name(first.case), *cells, total, multiple)
+    return table
 
 
 Column = Callable[[Result], str]
@@ -65,13 +81,18 @@ def _layer_column(name: str) -> Column:
     return lambda r: f"{1e3 * r.layers[name]:.2f}" if name in r.layers else ""
 
 
-def _table(report: Report, title: str, columns: Mapping[str, Column]) -> "Table":
+def _empty_table(title: str) -> "Table":
     from rich import box
     from rich.table import Table
 
     # In a narrow terminal long cells are folded; nothing is cut off.
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("case", overflow="fold")
+    return table
+
+
+def _table(report: Report, title: str, columns: Mapping[str, Column]) -> "Table":
+    table = _empty_table(title)
     for heading in columns:
         table.add_column(heading, justify="right", overflow="fold")
     for result in report.results:

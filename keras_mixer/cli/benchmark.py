@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,6 +50,11 @@ def add(commands: "Commands") -> None:
     )
     command.add_argument(
         "--layers", action="store_true", help="also measure kinds of layers alone"
+    )
+    command.add_argument(
+        "--first",
+        action="store_true",
+        help="also time new processes until their first prediction, phase by phase",
     )
     command.add_argument(
         "--input",
@@ -246,13 +252,21 @@ def _benchmark(options: argparse.Namespace) -> None:
         for batch_size in options.batch_sizes
         for image_size in options.image_sizes
     ]
+    weights = None if options.weights == "none" else options.weights
     report = benchmark.run(
         cases,
-        weights=None if options.weights == "none" else options.weights,
+        weights=weights,
         rounds=options.rounds,
         loop=options.loop,
         layers=options.layers,
     )
+    if options.first:
+        first = tuple(
+            benchmark.first_prediction(case, weights)
+            for case in cases
+            if not case.training and case.image_size is None
+        )
+        report = replace(report, first_predictions=first)
     print(", ".join(f"{key}: {value}" for key, value in report.machine.items()))
     console = Console(width=None if sys.stdout.isatty() else 120)
     for table in benchmark.tables(report):

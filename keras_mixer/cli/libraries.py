@@ -1,4 +1,4 @@
-"""What other libraries do unasked: lines of a log, and TensorFlow where it is idle."""
+"""What other libraries do unasked, or not: log lines, TensorFlow idle, JAX's cache."""
 
 import contextlib
 import importlib.abc
@@ -38,6 +38,22 @@ def keep_quiet(*, owns_process: bool = False) -> None:
 
 def _is_error(record: logging.LogRecord) -> bool:
     return record.levelno >= logging.ERROR
+
+
+def keep_compiled_programs() -> None:
+    """Let JAX keep what it compiles for the next process, unless it is told where.
+
+    In `keras_mixer/jax` of the folder for caches (`XDG_CACHE_HOME`, else `~/.cache`),
+    at most 1 GiB. An empty `JAX_COMPILATION_CACHE_DIR` turns it off.
+    """
+    if backend() != "jax" or "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
+    caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    folder = os.path.join(caches, "keras_mixer", "jax")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
+    os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(2**30))
+    # A small Mixer compiles in less than JAX's least second.
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
 
 def leave_out_tensorflow() -> None:

@@ -28,7 +28,11 @@ from keras_mixer.cli import (
     training,
 )
 from keras_mixer.cli.arguments import Parser, epilog
-from keras_mixer.cli.libraries import keep_quiet, leave_out_tensorflow
+from keras_mixer.cli.libraries import (
+    keep_compiled_programs,
+    keep_quiet,
+    leave_out_tensorflow,
+)
 from keras_mixer.cli.messages import (
     PROGRAM,
     UsageError,
@@ -127,6 +131,8 @@ class _Version(argparse.Action):
 def _run(options: argparse.Namespace, *, owns_process: bool) -> int:
     keep_quiet(owns_process=owns_process)
     options.check(options)
+    if owns_process:
+        keep_compiled_programs()
     if owns_process and not options.needs_tensorflow(options):
         leave_out_tensorflow()
     status = options.run(options)

@@ -14,6 +14,7 @@ from keras_mixer.layers.mixer import (
     zero_kernels,
 )
 from keras_mixer.layers.nesting import inner_layers, nested_layers, path_below_model
+from keras_mixer.layers.torch_products import for_compiler, is_for_compiler
 
 __all__ = [
     "LAYER_NORM_EPSILON",
@@ -22,7 +23,9 @@ __all__ = [
     "MixerBlock",
     "PatchEmbed",
     "TokenMixing",
+    "for_compiler",
     "inner_layers",
+    "is_for_compiler",
     "nested_layers",
     "path_below_model",
     "zero_kernels",

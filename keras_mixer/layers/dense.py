@@ -4,6 +4,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
+from keras import ops
+
+from keras_mixer.layers.torch_products import GeluForm, fits, linear
 
 
 @keras.saving.register_keras_serializable("keras_mixer")
@@ -30,6 +33,22 @@ class Dense(keras.layers.Dense):
     ) -> None:
         super().__init__(units, **kwargs)
         self.labels = tuple(labels) if labels else None
+
+    def call(
+        self,
+        inputs: keras.KerasTensor,
+        training: bool | None = None,
+        gelu: GeluForm | None = None,
+    ) -> keras.KerasTensor:
+        # With `gelu`, where `torch_products.can_fuse` said so, there is no activation.
+        if keras.config.backend() != "torch":
+            return super().call(inputs, training)
+        kernel = ops.convert_to_tensor(self.kernel)
+        if not fits(inputs, kernel):
+            return super().call(inputs, training)
+        bias = None if self.bias is None else ops.convert_to_tensor(self.bias)
+        outputs = linear(inputs, kernel, bias, gelu)
+        return outputs if self.activation is None else self.activation(outputs)
 
     def quantize(
         self, mode: str | None = None, type_check: bool = True, config: Any = None

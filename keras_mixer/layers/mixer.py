@@ -25,7 +25,7 @@ from keras_mixer.layers.dense import Dense
 from keras_mixer.layers.dropout import Dropout
 from keras_mixer.layers.inner_state import LayerOfLayers, dense_arguments
 from keras_mixer.layers.nesting import path_below_model
-from keras_mixer.layers.operations import LayerNorm, dense, gelu
+from keras_mixer.layers.operations import LayerNorm, dense, dense_gelu
 from keras_mixer.preprocessing import Preprocessing
 from keras_mixer.variants import num_patches
 
@@ -179,7 +179,7 @@ class _MLP(LayerOfLayers):
     def call(
         self, x: keras.KerasTensor, training: bool | None = None
     ) -> keras.KerasTensor:
-        x = gelu(dense(self.dense_0, x), self.approximate_gelu, training)
+        x = dense_gelu(self.dense_0, x, self.approximate_gelu, training)
         x = self.dropout(x, training=training)
         return self.dropout(dense(self.dense_1, x), training=training)
 

@@ -11,6 +11,12 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_mixer.layers.torch_products import (
+    can_fuse,
+    compiled_gelu,
+    is_for_compiler,
+)
+
 
 def dense(layer: keras.layers.Dense, x: keras.KerasTensor) -> keras.KerasTensor:
     """Return `layer(x)`, `x kernel + bias` along the last axis.
@@ -38,6 +44,21 @@ def dense(layer: keras.layers.Dense, x: keras.KerasTensor) -> keras.KerasTensor:
     return ops.add(ops.matmul(x, kernel), bias)[..., : layer.units]
 
 
+def dense_gelu(
+    layer: keras.layers.Dense,
+    x: keras.KerasTensor,
+    approximate: bool,
+    training: bool | None,
+) -> keras.KerasTensor:
+    """Return `gelu(layer(x))`, of a `Dense` of this package.
+
+    On torch's CPUs one operation, where no gradient is asked for.
+    """
+    if keras.config.backend() == "torch" and can_fuse(layer, x):
+        return layer(x, gelu="tanh" if approximate else "none")
+    return gelu(dense(layer, x), approximate, training)
+
+
 def gelu(
     x: keras.KerasTensor, approximate: bool, training: bool | None
 ) -> keras.KerasTensor:
@@ -47,6 +68,8 @@ def gelu(
     In training Phi is computed again for the gradient there, from `x` alone: a quarter
     of all activations need not be kept. Elsewhere neither saves time.
     """
+    if is_for_compiler() and approximate and x.device.type == "cpu":
+        return compiled_gelu(x)
     if keras.config.backend() == "torch" or not _on_gpu():
         return ops.gelu(x, approximate=approximate)
     function = _tanh_gelu if approximate else partial(ops.gelu, approximate=False)

@@ -36,6 +36,7 @@ from keras_mixer.layers import (
     path_below_model,
     zero_kernels,
 )
+from keras_mixer.models import half_precision, torch_graph
 from keras_mixer.models.config import MixerConfig
 from keras_mixer.models.find_mixer import stems_of
 from keras_mixer.preprocessing import Preprocessing
@@ -140,15 +141,51 @@ class MLPMixer(keras.Model):
         outputs = [self.get_layer(name).output for name in names]
         return keras.Model(self.input, outputs[0] if len(names) == 1 else outputs)
 
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the outputs; under `torch.compile` by one graph, see `torch_graph`."""
+        if keras.config.backend() == "torch" and torch_graph.is_traced_by_compiler():
+            return torch_graph.outside_compiler()(self, *args, **kwargs)
+        return super().__call__(*args, **kwargs)
+
+    def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
+        """Return the outputs of the graph."""
+        if (
+            keras.config.backend() == "torch"
+            and (self.jit_compile or torch_graph.is_called_by_compiler())
+            and torch_graph.can_run(self, inputs, training)
+        ):
+            return torch_graph.run(self, inputs, training)
+        return super().call(inputs, training=training, mask=mask)
+
+    def _should_torch_compile(self) -> bool:
+        return False  # `call` compiles by itself; Keras's steps around it need not
+
     def _resolve_auto_jit_compile(self) -> bool:
-        # Keras's "auto" leaves TensorFlow without XLA on CPUs, where a Mixer is 1.1 to
-        # 1.5 times as fast with it and hardly longer to compile.
+        # Keras's "auto" leaves TensorFlow without XLA on CPUs, where a Mixer in float32
+        # is 1.1 to 1.5 times as fast with it and hardly longer to compile.
         if keras.config.backend() != "tensorflow" or self._distribute_strategy:
             return super()._resolve_auto_jit_compile()
         from keras.src.trainers.trainer import model_supports_jit
 
+        if half_precision.loses_onednn(self):
+            return False
         # Keras's own guards: Metal GPUs, deterministic operations, its layers.
         return model_supports_jit(self)
+
+    def make_train_function(self, force: bool = False) -> Any:
+        """Make what `fit` runs, and warn where half precision costs time."""
+        half_precision.warn_where_slow(self)
+        return super().make_train_function(force)
+
+    def make_test_function(self, force: bool = False) -> Any:
+        """Make what `evaluate` runs, and warn where half precision costs time."""
+        half_precision.warn_where_slow(self)
+        return super().make_test_function(force)
+
+    def make_predict_function(self, force: bool = False) -> Any:
+        """Make what `predict` runs, and warn where half precision costs time."""
+        half_precision.warn_where_slow(self)
+        return super().make_predict_function(force)
 
     def get_config(self) -> dict[str, Any]:
         """Return the graph, with the preprocessing record and the labels beside it."""

@@ -12,7 +12,8 @@ pytest.importorskip("sklearn")
 def test_digits_are_split_by_class_without_overlap():
     model = MixerTi4()
     (train, train_labels), (test, test_labels) = demo.load_digits(model)
-    assert train.shape == (1437, 32, 32, 3) and test.shape == (360, 32, 32, 3)
+    assert train.shape == (1440, 32, 32, 3) and test.shape == (357, 32, 32, 3)
+    assert len(train) % demo.BATCH_SIZE == 0  # one shape, one program
     assert (train.min(), train.max()) == (0, 255)
     shares = np.bincount(test_labels) / (
         np.bincount(test_labels) + np.bincount(train_labels)

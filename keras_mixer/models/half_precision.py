@@ -1,0 +1,46 @@
+"""What half precision means on CPUs, where not every compiler has the units for it."""
+
+import warnings
+
+import keras
+
+_HALF = ("bfloat16", "float16")
+_warned: set[str] = set()
+
+
+def loses_onednn(model: keras.Model) -> bool:
+    """Return whether XLA would take the processor's 16-bit products from TensorFlow.
+
+    XLA's products on CPUs are at most as fast in half precision as in float32. Those of
+    oneDNN, which TensorFlow calls without XLA, use AMX and AVX-512 BF16.
+    """
+    import tensorflow as tf
+
+    devices = {device.device_type for device in tf.config.list_physical_devices()}
+    return devices == {"CPU"} and _half(model) is not None
+
+
+def warn_where_slow(model: keras.Model) -> None:
+    """Warn, once for each dtype, if half precision is slower than float32 here."""
+    if keras.config.backend() != "jax":
+        return
+    import jax
+
+    dtype = _half(model)
+    if dtype is None or dtype in _warned or jax.default_backend() != "cpu":
+        return
+    _warned.add(dtype)
+    warnings.warn(
+        f"`{dtype}` is slower than float32 on a CPU with JAX, whose compiler has no "
+        'fast 16-bit products there. Build the model with `dtype="float32"`; its '
+        "weights are the same. Fast in half precision on a CPU are the backends torch "
+        "and TensorFlow and an exported OpenVINO file, on processors with AMX.",
+        UserWarning,
+        stacklevel=4,
+    )
+
+
+def _half(model: keras.Model) -> str | None:
+    """Return the 16-bit dtype that the blocks compute in, or `None`."""
+    dtypes = {block.compute_dtype for block in model.blocks}
+    return next((dtype for dtype in _HALF if dtype in dtypes), None)
