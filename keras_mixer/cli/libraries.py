@@ -1,10 +1,12 @@
 """What other libraries do unasked, or not: log lines, TensorFlow idle, JAX's cache."""
 
 import contextlib
+import hashlib
 import importlib.abc
 import importlib.machinery
 import logging
 import os
+import platform
 import shutil
 import sys
 import tempfile
@@ -44,16 +46,25 @@ def keep_compiled_programs() -> None:
     """Let JAX keep what it compiles for the next process, unless it is told where.
 
     In `keras_mixer/jax` of the folder for caches (`XDG_CACHE_HOME`, else `~/.cache`),
-    at most 1 GiB. An empty `JAX_COMPILATION_CACHE_DIR` turns it off.
+    at most 1 GiB for each kind of processor: its programs may not run on another. An
+    empty `JAX_COMPILATION_CACHE_DIR` turns it off.
     """
     if backend() != "jax" or "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
     caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    folder = os.path.join(caches, "keras_mixer", "jax")
+    folder = os.path.join(caches, "keras_mixer", "jax", _processor())
     os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
     os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(2**30))
     # A small Mixer compiles in less than JAX's least second.
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+
+
+def _processor() -> str:
+    """Return a name for what this machine's processor can do."""
+    features = platform.processor()
+    with contextlib.suppress(OSError), open("/proc/cpuinfo") as file:
+        features = next((line for line in file if line.startswith("flags")), features)
+    return f"{platform.machine()}-{hashlib.sha256(features.encode()).hexdigest()[:8]}"
 
 
 def leave_out_tensorflow() -> None:

@@ -115,3 +115,27 @@ def test_the_input_alone_is_measured(monkeypatch, capsys, tmp_path):
     assert "crop and flip, 224 x 224: 1,234 images/s" in capsys.readouterr().out
     speeds = json.loads(numbers.read_text())["images_per_second"]
     assert speeds == {"224": {"crop and flip": 1234.4}}
+
+
+def test_first_predictions_of_every_inference_come_into_the_report(
+    monkeypatch, capsys, tmp_path
+):
+    monkeypatch.setattr(
+        keras_mixer.benchmark, "run", lambda *_, **options: measure.Report({}, ())
+    )
+    asked = []
+
+    def first_prediction(case, weights):
+        asked.append((case, weights))
+        seconds = {"import Keras": 1.0, "run": 0.25}
+        return keras_mixer.benchmark.FirstPrediction(case, seconds)
+
+    monkeypatch.setattr(keras_mixer.benchmark, "first_prediction", first_prediction)
+    file = tmp_path / "speed.json"
+    arguments = ["benchmark", *TINY, "--train", "--first", "--json", str(file)]
+    assert main([*arguments, "--weights", "cifar10"]) == 0
+    assert asked == [(measure.Case("Ti/4", 2), "cifar10")]
+    assert (
+        json.loads(file.read_text())["first_predictions"][0]["seconds"]["run"] == 0.25
+    )
+    assert "until its first prediction" in capsys.readouterr().out

@@ -185,3 +185,20 @@ def test_its_own_variables_let_it_speak(tmp_path):
     path = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
     text = error_output(_IMPORT, PYTHONPATH=path, TF_CPP_MIN_LOG_LEVEL="0")
     assert text == "a line of the logstill open"
+
+
+def test_compiled_programs_of_jax_are_kept_unless_one_says_where(monkeypatch):
+    from keras_mixer.cli.libraries import keep_compiled_programs
+
+    names = ("MAX_SIZE", "DIR")
+    monkeypatch.setattr(os, "environ", {"XDG_CACHE_HOME": "caches"})
+    os.environ["KERAS_BACKEND"] = "torch"
+    keep_compiled_programs()
+    assert not any(f"JAX_COMPILATION_CACHE_{name}" in os.environ for name in names)
+    os.environ["KERAS_BACKEND"] = "jax"
+    keep_compiled_programs()
+    expected = os.path.join("caches", "keras_mixer", "jax")
+    assert os.path.dirname(os.environ["JAX_COMPILATION_CACHE_DIR"]) == expected
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = ""
+    keep_compiled_programs()
+    assert os.environ["JAX_COMPILATION_CACHE_DIR"] == ""
