@@ -122,7 +122,9 @@ class _Part:
         self.received = self.best = 0
         self.length: int | None = None
         # `disable=None`: on a terminal only.
-        self.bar = tqdm(desc=path.name, unit="B", unit_scale=True, disable=None)
+        self.bar = tqdm(
+            desc=path.name, total=size, unit="B", unit_scale=True, disable=None
+        )
 
     def __enter__(self) -> "_Part":
         return self
