@@ -32,9 +32,14 @@ def test_float32_warns_of_nothing(tiny, tiny_images):
 
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="XLA by choice")
 @pytest.mark.parametrize("dtype", ["mixed_bfloat16", "mixed_float16"])
-def test_half_precision_on_cpus_is_onednns(tiny, dtype, monkeypatch):
+def test_half_precision_is_onednns_where_the_processor_has_amx(
+    tiny, dtype, monkeypatch
+):
     import tensorflow as tf
 
+    monkeypatch.setattr(half_precision, "has_amx", lambda: False)
+    assert mlp_mixer(**tiny, dtype=dtype).jit_compile
+    monkeypatch.setattr(half_precision, "has_amx", lambda: True)
     assert not mlp_mixer(**tiny, dtype=dtype).jit_compile
     assert mlp_mixer(**tiny).jit_compile
     gpu = tf.config.PhysicalDevice("/physical_device:GPU:0", "GPU")
