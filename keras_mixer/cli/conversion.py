@@ -98,9 +98,7 @@ def _add_publish(commands: "Commands") -> None:
         "verify a model and put it on the Hugging Face Hub",
         examples=(
             "publish mixer-b16/ owner/name",
-            "publish run/model.keras owner/name --dataset cifar10 --private",
-            "publish run/model.keras owner/name --dry-run folder/",
-            "publish --space owner/demo",
+            "publish run/model.keras owner/name --dataset cifar10 --dry-run folder/",
             "publish hf://owner/name --space owner/demo",
         ),
         check=_check_publish,

@@ -67,6 +67,7 @@ def test_there_are_all_commands():
         *("export", "plot", "plot filters", "plot stem", "plot curves"),
         "plot evidence",
         *("benchmark", "tpu-compile", "convert", "verify", "publish", "demo"),
+        "app",
     }
 
 
