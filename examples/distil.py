@@ -10,8 +10,6 @@ On a CPU, a student of 170,000 weights and the embedded teacher show the mechani
 
     python examples/distil.py --data cifar10 --teacher Ti/4:cifar10 --student tiny \
         --steps 300 --batch-size 64 --crop pad --output distilled
-
-The teacher has 77.7 % on the test images.
 """
 
 import argparse
