@@ -51,8 +51,9 @@ class Guard:
     """An ASGI application around another one.
 
     It bounds the size of a request, the time in which it must arrive, how many of them
-    arrive at once, and what the uploads take together. A request that the other one
-    fails on gets status 400 and a sentence. Pages lose what leads to other hosts.
+    arrive at once, and what the uploads take together. If the inner application fails
+    on a request, the answer is status 400 and a sentence. What a page would load from
+    other hosts is taken out of it.
 
     Args:
         inner: The application of Gradio.

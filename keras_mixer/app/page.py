@@ -112,7 +112,7 @@ class _Handlers:
         source: str,
         precision: Precision,
     ) -> tuple[Any, ...]:
-        """Return a picture, its bars, and its classes to choose from."""
+        """Return the bars of a picture, and its classes to choose from."""
         model = self.shelf.get(source, precision)
         path = _chosen(files, number)
         (result,) = classify(model, [path], self.limits)
@@ -172,7 +172,7 @@ def _written(text: str) -> str:
     return str(path)
 
 
-def _told(function: Callable[..., Any]) -> Callable[..., Any]:
+def _with_sentence(function: Callable[..., Any]) -> Callable[..., Any]:
     """Return a handler whose errors reach the person as a sentence."""
 
     @functools.wraps(function)
@@ -182,10 +182,12 @@ def _told(function: Callable[..., Any]) -> Callable[..., Any]:
         except (ValueError, OSError, ImportError) as error:
             sentence = _sentence(error)
         except MemoryError:
-            sentence = "The memory of this machine is too small for it."
+            sentence = "This machine has not enough memory for this request."
         except Exception:
             _LOG.exception("A request failed")
-            sentence = "It failed, and not by your fault: the terminal says more."
+            sentence = (
+                "An error in the demo, not in what you chose: the terminal shows it."
+            )
         raise gr.Error(sentence, duration=15, print_exception=False)
 
     return handler
@@ -252,9 +254,12 @@ def _example(path: str) -> list[str]:
 
 
 def _model(shelf: Shelf, precision: Precision) -> dict[str, Any]:
-    info = "One of the list."
+    info = "Choose one of the list."
     if shelf.any_source:
-        info = "One of the list, hf://owner/name, or the path of a file or a folder."
+        info = (
+            "Choose one of the list, or type hf://owner/name or the path of a file or "
+            "folder."
+        )
     return {
         "source": gr.Dropdown(
             shelf.names,
@@ -323,19 +328,27 @@ def _shown(name: str) -> Any:
 
 
 def _connect(blocks: Any, parts: dict[str, Any], handlers: _Handlers) -> None:
-    """Say what follows from what: model, then pictures, then evidence."""
+    """Connect events to handlers: model first, then pictures, then evidence."""
     model = [parts["source"], parts["precision"]]
     one = [parts["files"], parts["number"]]
-    load = (_told(handlers.load), model, [parts["facts"], parts["block"]])
-    draw = (_told(handlers.filters), [parts["block"], *model], parts["filters"])
+    load = (_with_sentence(handlers.load), model, [parts["facts"], parts["block"]])
+    draw = (
+        _with_sentence(handlers.filters),
+        [parts["block"], *model],
+        parts["filters"],
+    )
     classify = (
-        _told(handlers.classify),
+        _with_sentence(handlers.classify),
         [parts["files"], *model],
         [parts[name] for name in ("notice", "number", "table", "csv")],
     )
-    show = (_told(handlers.show), [*one, *model], [parts["bars"], parts["class"]])
+    show = (
+        _with_sentence(handlers.show),
+        [*one, *model],
+        [parts["bars"], parts["class"]],
+    )
     explain = (
-        _told(handlers.evidence),
+        _with_sentence(handlers.evidence),
         [*one, parts["class"], parts["method"], *model],
         parts["evidence"],
     )

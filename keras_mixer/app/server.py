@@ -78,7 +78,7 @@ def serve(
         from keras_mixer.app.page import STYLE, page, theme
 
         shelf = Shelf(source, any_source=host in _LOOPBACK)
-        shelf.get(source, precision)  # what is wrong with it is said at once
+        shelf.get(source, precision)  # so that an error comes before the page
         blocks = page(shelf, precision, limits, drawings)
         application = gradio.mount_gradio_app(
             FastAPI(openapi_url=None),
@@ -96,7 +96,7 @@ def serve(
             theme=theme(),
             css=STYLE,
         )
-        # Or Gradio takes any file of this machine for one that was uploaded.
+        # Without this Gradio accepts any file of this machine as an upload.
         blocks.has_launched = True
         guarded: Any = Guard(application, uploads, limits)
         config = uvicorn.Config(

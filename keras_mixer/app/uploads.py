@@ -64,7 +64,7 @@ def _pixels(path: Path, limits: Limits) -> NDArray[np.uint8]:
         )
     too_large = f"at most {limits.picture_pixels:,} are taken. Make it smaller."
     with warnings.catch_warnings():
-        # Pillow warns of large pictures, and of damage that it can read past.
+        # Pillow warns of large pictures, and of damaged ones that it can read.
         warnings.simplefilter("ignore")
         try:
             opened = Image.open(path, formats=_FORMATS)

@@ -27,7 +27,7 @@ def matrix_flops(
 
     A kernel of shape `(m, n)` applied to `k` vectors takes `2 k m n`: k is the number
     of patches S in the stem and in channel mixing, C in token mixing, 1 in the head.
-    So the cost is linear in S while `tokens_mlp_dim` stays (paper, section 2).
+    So the cost is linear in S at a fixed `tokens_mlp_dim` (paper, section 2).
 
     Args:
         input_shape: `(height, width, channels)`.

@@ -12,7 +12,7 @@ from typing import Any
 
 import keras
 
-# On the results TensorFlow puts copies that only its own compiler knows.
+# TensorFlow copies the results by an operation that only its own compiler knows.
 _COPY = re.compile(r"mhlo\.copy (?=%)")
 # TensorFlow counts cores as replicas, JAX as partitions of one program.
 _CHANNEL = re.compile(
@@ -45,7 +45,7 @@ class ReplicaProgram:
 
 
 def replicas(count: int) -> Any:
-    """Return a TensorFlow strategy that counts replicas which are not here.
+    """Return a TensorFlow strategy that reports `count` replicas; none is needed.
 
     A model that is built and compiled in its `scope()` divides its loss, and clips its
     gradients, as one of so many replicas. It cannot run; see `replica_program`.
@@ -136,7 +136,7 @@ def lower(program: ReplicaProgram, devices: Any) -> Any:
             )
             for a, place in zip(arguments, layouts, strict=True)
         ]
-        # Every device has its own metrics: nobody may check that they are equal.
+        # Every device has its own metrics: JAX must not check that they are equal.
         parallel = jax.shard_map(
             call, mesh=mesh, in_specs=layouts, out_specs=whole, check_vma=False
         )
@@ -200,7 +200,7 @@ def _jax_function(text: str, platform: str) -> tuple[Any, list[Any]]:
             str(module), stablehlo.get_current_version()
         )
 
-    # An exported function of the same arguments and results, with another content.
+    # A function with the same arguments and results, whose body is replaced below.
     def same(*arguments: Any) -> Any:
         return tuple(jnp.zeros(result.shape, result.dtype) for result in results)
 

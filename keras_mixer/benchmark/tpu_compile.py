@@ -51,7 +51,7 @@ class SliceStep:
         dtype: Dtype policy of the model.
         remat: Whether the blocks' activations are computed again in the backward pass,
             which saves memory.
-        optimizer: Whose step: that of the official fine-tuning or pre-training.
+        optimizer: That of the official fine-tuning or pre-training.
         training: Whether it is `train_step`, or `test_step`, which has no optimizer.
     """
 

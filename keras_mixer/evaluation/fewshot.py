@@ -288,4 +288,4 @@ def _some(names: Sequence[str], count: int = 3) -> str:
 
 def _check_l2(l2: float) -> None:
     if not (np.isfinite(l2) and l2 >= 0):
-        raise ValueError(f"`l2` must not be negative. Received: l2={l2!r}")
+        raise ValueError(f"`l2` must be finite and not negative. Received: l2={l2!r}")

@@ -99,8 +99,8 @@ def open_onnx(path: Path) -> tuple[Run, str]:
 def write_openvino(job: Job, path: Path) -> None:
     """Write an `.xml` and its `.bin`, int8 if there are images to calibrate it with.
 
-    The precision is kept as a hint in the file: the weights of a float16 file are
-    halved, the others stay in float32.
+    The precision is kept as a hint in the file. A float16 file stores its weights in
+    float16, the others in float32.
     """
     openvino = _import_openvino()
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:

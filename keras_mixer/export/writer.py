@@ -123,7 +123,7 @@ def export(
         keras.ops.convert_to_numpy(model(images, training=False)),
         expected,
         HALF_PRECISION_TOLERANCE,
-        "`model` does not compute what it does in float32",
+        "`model` does not give the outputs that its weights give in float32",
     )
     if precision != "float32" and job.mixer is not None:
         half = rebuilt(job.mixer, dtype=f"mixed_{precision}")
@@ -207,7 +207,8 @@ def _write_checked(
             _in_two_batches(chosen.load(new), images),
             expected,
             tolerance,
-            f"{str(path)!r} was written, is not the model, and was deleted again",
+            f"The file for {str(path)!r} does not compute what `model` does. It was "
+            "deleted",
         )
         if chosen.ending == ".xml":
             os.replace(new.with_suffix(".bin"), new_weights)
@@ -338,7 +339,7 @@ def _check_close(
     difference = relative_difference(outputs, expected)
     if not difference <= tolerance:  # true for NaN, too
         raise ValueError(
-            f"{failure}: the outputs differ by {difference:.1e} of their size. Allowed "
-            f"are {tolerance:.0e}."
+            f"{failure}: the relative difference of the outputs is {difference:.1e}. "
+            f"Allowed are {tolerance:.0e}."
         )
     return difference

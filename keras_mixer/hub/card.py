@@ -28,7 +28,7 @@ PROVENANCE = {
 
 
 class Facts(TypedDict, total=False):
-    """What a card says beside what is in the model; see `write_card`."""
+    """What a card says that is not in the model; see `write_card`."""
 
     repo_id: str
     licence: str

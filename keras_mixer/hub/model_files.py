@@ -116,8 +116,8 @@ def write_model(
 
     Args:
         model: An `MLPMixer`.
-        target: Path that ends in `.npz`, `.weights.h5` or `.keras`; with no known
-            ending it is a folder.
+        target: Path that ends in `.npz`, `.safetensors`, `.weights.h5` or `.keras`;
+            with no known ending it is a folder.
         overwrite: Whether to replace a file, or a folder of a published model.
 
     Raises:
@@ -150,7 +150,7 @@ def write_folder(
         card: Text of the model card; `None` to write one.
         provenance: What is known of the origin of the weights, as in `push_to_hub`.
         timm: Whether timm is to read it, too, as in `push_to_hub`.
-        **facts: What the card says beside: `repo_id`, `licence`, `datasets`, `metrics`,
+        **facts: What else the card says: `repo_id`, `licence`, `datasets`, `metrics`,
             `base_model`, as in `push_to_hub`.
 
     Raises:

@@ -21,7 +21,7 @@ def mixer(
     """Return `(pre_logits, logits)` of a Mixer.
 
     Args:
-        weights: Our names to arrays.
+        weights: Arrays by the names that this package gives to weights.
         images: `(batch, height, width, channels)`, normalised.
         approximate_gelu: Tanh form of GELU or the exact one.
 

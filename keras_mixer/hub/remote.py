@@ -73,12 +73,12 @@ class RemoteRepository:
             return None
 
     def changed(self, folder: Path) -> set[str]:
-        """Return the names of the files that are new, other or gone in `folder`."""
+        """Return the names of the files that `folder` adds, changes or lacks."""
         changed = {path.name for path in folder.iterdir() if not self._holds(path)}
         for name in (LABELS, TIMM_WEIGHTS):
             if not (folder / name).exists() and self._is_ours(name):
                 changed.add(name)
-        # When it was saved tells nothing new, if that is all.
+        # Another date of saving alone is no change.
         if changed <= {METADATA, CHECKSUMS} and METADATA in self.hashes:
             old, new = (
                 json.loads(path.read_bytes()) | {"date_saved": None}

@@ -62,7 +62,7 @@ def write_repository(
             source), `conversion` and `verification`. Of paths of this machine only the
             last name is kept.
         timm: Whether timm is to read it, too: see `push_to_hub`.
-        **facts: What the card says beside: `repo_id`, `licence`, `datasets`, `metrics`,
+        **facts: What else the card says: `repo_id`, `licence`, `datasets`, `metrics`,
             `base_model`, as in `push_to_hub`.
 
     Raises:

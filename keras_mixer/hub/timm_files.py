@@ -91,7 +91,7 @@ def _check_gelu(model: MLPMixer) -> None:
     if model.config["approximate_gelu"]:
         raise ValueError(
             "`model` must have the exact form of GELU: timm's Mixers compute that one, "
-            "and no file can tell them another (they take `act_layer` as a class). "
+            "and a file cannot ask for another (`act_layer` is a Python class). "
             "Received: the tanh form. The same weights with the exact form give "
             "slightly other outputs (timm's own copies of Google's weights do so):\n"
             "    exact = keras_mixer.mlp_mixer(\n"
@@ -125,7 +125,7 @@ def _ratio(hidden_dim: int, width: int) -> float:
 
 
 def _transform(record: Preprocessing, channels: int) -> dict[str, Any]:
-    """Return the record as timm puts it.
+    """Return the record in the words of timm.
 
     Pillow's resizing is the only one timm has. For a record of TensorFlow's it is the
     nearest there is: the same crop, smoothed where an image shrinks.

@@ -76,7 +76,7 @@ class Report:
     def __str__(self) -> str:
         rows: dict[str, Any] = {"verified": self.source}
         rows |= {"sha256": self.sha256 or "none"} | self.sizes
-        rows["arrays"] = f"{self.arrays}, each known, of its shape and finite"
+        rows["arrays"] = f"{self.arrays}, each expected, of the right shape and finite"
         rows["parameters"] = f"{self.parameters:,}"
         for name, (largest, allowed) in self.differences.items():
             rows[name] = f"within {largest:.1e} of NumPy, {allowed:.1e} allowed"
@@ -271,7 +271,9 @@ def _check_checksums(folder: Path) -> None:
     names = actual.keys() | checksums.keys()
     wrong = sorted(n for n in names if actual.get(n) != checksums.get(n))
     if wrong:
-        raise ValueError(f"{CHECKSUMS} is wrong of {', '.join(wrong)}. Get them again")
+        raise ValueError(
+            f"{CHECKSUMS} does not match {', '.join(wrong)}. Get the files again"
+        )
 
 
 def _check_metadata(folder: Path, model: MLPMixer, parameters: int) -> None:

@@ -1,6 +1,6 @@
 """The paper's equations as Keras layers: patches, two mixing MLPs, one block.
 
-Below them what all models of layers need: which layers lie inside another, and what a
+Also what every model made of layers needs: which layers lie inside another, and what a
 weight is called inside its model. Nothing here knows about whole models or checkpoints.
 """
 

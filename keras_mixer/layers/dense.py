@@ -18,7 +18,7 @@ class Dense(keras.layers.Dense):
     Keras saves the sum of kernel and adapter, and then sets both factors of the adapter
     to zero, where no gradient reaches either.
 
-    The class has the name of Keras's own, because Keras files weights by that name.
+    The class has the name of Keras's own: Keras stores weights under that name.
 
     Args:
         units: Number of outputs. Positive.
@@ -53,7 +53,7 @@ class Dense(keras.layers.Dense):
     def quantize(
         self, mode: str | None = None, type_check: bool = True, config: Any = None
     ) -> None:
-        # Keras quantizes no subclass unasked; this one computes what its own does.
+        # Keras's check refuses subclasses; this one computes what Keras's layer does.
         super().quantize(mode, type_check=False, config=config)
 
     def load_own_variables(self, store: Mapping[str, Any]) -> None:

@@ -13,7 +13,7 @@ class _ReplicaSeeds(keras.random.SeedGenerator):
     drop the same places of their parts of a batch.
     """
 
-    # Keras draws first seeds below 1e9: those of two replicas never meet.
+    # Keras draws first seeds below 1e9: those of two replicas are never equal.
     stride = 1_000_000_007
 
     def next(self, ordered: bool = True) -> Any:

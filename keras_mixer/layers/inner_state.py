@@ -69,7 +69,7 @@ class LayerOfLayers(keras.layers.Layer):
 
 
 def dense_arguments(state: dict[str, Any]) -> dict[str, Any]:
-    """Return the arguments of a dense layer that its saved state tells."""
+    """Return the arguments of a dense layer that its saved state holds."""
     arguments = {k: v for k, v in state.items() if k.startswith("lora_")}
     if config := state.get("quantization_config"):
         arguments["quantization_config"] = keras.saving.deserialize_keras_object(config)

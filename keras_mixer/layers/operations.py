@@ -33,7 +33,7 @@ def dense(layer: keras.layers.Dense, x: keras.KerasTensor) -> keras.KerasTensor:
     Returns:
         `(batch, n, layer.units)`.
     """
-    # Not by `layer.kernel`: LoRA and int4 compute it anew for whoever asks.
+    # Not from `layer.kernel`, which LoRA and int4 compute again at each access.
     rows, columns = -x.shape[-1] % 8, -layer.units % 8
     half = keras.backend.standardize_dtype(x.dtype) in ("bfloat16", "float16")
     if not (rows or columns) or not half or layer.quantization_mode or not _on_gpu():

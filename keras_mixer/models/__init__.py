@@ -1,6 +1,6 @@
 """The whole Mixer: the family, any other size, and the same weights in another form.
 
-Training, evaluation and publishing of a model have wings of their own.
+Training, evaluation and publishing of a model have subpackages of their own.
 """
 
 from keras_mixer.models.builtin_layers import plain_model

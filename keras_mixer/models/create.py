@@ -67,8 +67,8 @@ def create(
             [0, 1); it grows linearly from 0 at the first block.
         name: Name of the model; `None` for that of the variant, as in "mixer_b16".
         dtype: Dtype policy of the blocks, for example `"mixed_bfloat16"`.
-        labels: One name per class, which then need not be counted in `num_classes`.
-            Others than those of the weights give a new zero head.
+        labels: One name per class; `num_classes` may then be left out. Other names than
+            those of the weights give a new zero head.
 
     Returns:
         An `MLPMixer`, a functional `keras.Model`.

@@ -233,7 +233,7 @@ def list_models(filter: str = "*", pretrained: bool = False) -> list[str]:
 
     Args:
         filter: Pattern of names, with the wildcards of file names: `"*B*"`,
-            `"MixerL16"`, `"*:imagenet21k"`. Upper and lower case are one.
+            `"MixerL16"`, `"*:imagenet21k"`. Upper and lower case are the same.
         pretrained: Whether to list one name per checkpoint, such as
             `"MixerB16:imagenet21k"`, which is `MixerB16(weights="imagenet21k")`.
 

@@ -9,9 +9,9 @@ _warned: set[str] = set()
 
 
 def loses_onednn(model: keras.Model) -> bool:
-    """Return whether XLA would take the processor's 16-bit products from TensorFlow.
+    """Return whether TensorFlow would lose fast 16-bit products with XLA here.
 
-    Those of oneDNN, which TensorFlow calls without XLA, use AMX, which XLA does not.
+    Without XLA TensorFlow calls oneDNN, whose products use AMX; those of XLA do not.
     On a processor without AMX XLA is 1.7 times as fast.
     """
     import tensorflow as tf
@@ -42,8 +42,8 @@ def warn_where_slow(model: keras.Model) -> None:
     warnings.warn(
         f"`{dtype}` is slower than float32 on a CPU with JAX, whose compiler has no "
         'fast 16-bit products there. Build the model with `dtype="float32"`; its '
-        "weights are the same. Fast in half precision on a CPU are the backends torch "
-        "and TensorFlow and an exported OpenVINO file, on processors with AMX.",
+        "weights are the same. On processors with AMX the backends torch and "
+        "TensorFlow, and an exported OpenVINO file, are fast in half precision.",
         UserWarning,
         stacklevel=4,
     )

@@ -29,7 +29,7 @@ def preprocess(images: Any, model_or_checkpoint: Any) -> NDArray[np.float32]:
             arrays of any sizes. Values in [0, 255]. Grey images become RGB for a model
             of 3 channels. Files are turned upright and lose their alpha channel: what
             is transparent keeps the colour below it, so that a black drawing on a
-            transparent ground is all black. Of 16 bits the upper eight count.
+            transparent ground is all black. Of 16 bits only the upper eight are used.
         model_or_checkpoint: A Keras model that is a Mixer or holds one at any depth
             (see `models.find_mixer`), or a checkpoint's record.
 

@@ -278,8 +278,8 @@ def mlp_mixer(
         dtype: Dtype policy of the blocks, for example `"mixed_bfloat16"`. The final
             norm, the pooling and the head stay in float32 under half precision, unless
             a `DTypePolicyMap` names them.
-        labels: One name per class, which then need not be counted in `num_classes`. The
-            head is a new zero one.
+        labels: One name per class; `num_classes` may then be left out. The head is a
+            new zero one.
 
     Returns:
         An `MLPMixer`; output `(batch, num_classes)` or, headless,
@@ -342,7 +342,7 @@ def check_labels(labels: Sequence[str], num_classes: int | None) -> tuple[str, .
     """Return the names of classes if they can be those of a head.
 
     Raises:
-        ValueError: If they are no different strings, or not `num_classes` (`None` for
+        ValueError: If they are not distinct strings, or not `num_classes` many (`None`:
             any number).
     """
     names = () if isinstance(labels, str) else tuple(labels)
@@ -430,7 +430,7 @@ def _build(
 def _at_least_float32(dtype: Any, name: str) -> keras.dtype_policies.DTypePolicy:
     """Return the policy of a layer that must not lose precision at either end.
 
-    What a map of policies says of the layer itself is done as it says.
+    A `DTypePolicyMap` that names the layer decides itself.
     """
     policy = keras.dtype_policies.get(dtype)
     if isinstance(policy, keras.dtype_policies.DTypePolicyMap):

@@ -1,8 +1,9 @@
 """A model on torch as one graph of torch's own operations, for its compiler.
 
-`torch.compile` of a Keras model follows the Python of every layer, stops at it and
-compiles again and again. Here that Python runs once, and what it computed is the
-program: one for inference and one for training, for any batch size.
+`torch.compile` of a Keras model follows the Python code of every layer, breaks the
+graph there, and compiles again and again. Here that code runs once, and the operations
+that it called are the program: one for inference and one for training, for any batch
+size.
 """
 
 from collections.abc import Callable, Sequence
@@ -37,8 +38,8 @@ def is_traced_by_compiler() -> bool:
 def can_run(model: keras.Model, images: Any, training: bool | None) -> bool:
     """Return whether `run` can compute a call of the model.
 
-    Masks of dropout are drawn by Keras's Python, and remat is a matter of the eager
-    gradient.
+    Not in training with dropout, whose masks Keras draws in Python, or with remat,
+    which acts on eager gradients only.
     """
     import torch
 

@@ -1,7 +1,8 @@
 """A Keras model around a Mixer as one plain Mixer that computes the same.
 
 The usual form of fine-tuning is augmentation, a Mixer without a head, dropout and a
-dense layer. What acts in training only falls away, the dense layer becomes the head.
+dense layer. Layers that act in training only are left out, and the dense layer becomes
+the head.
 """
 
 from collections.abc import Callable, Iterator

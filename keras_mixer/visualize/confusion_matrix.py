@@ -21,7 +21,7 @@ Pairs = tuple[ArrayLike, ArrayLike]
 def confusion_matrix(
     matrix: ArrayLike | Pairs, label_names: Sequence[str] | None = None
 ) -> "Figure":
-    """Draw how often images of each true class (rows) got each class (columns).
+    """Draw how often images of each true class (rows) were given each class (columns).
 
     Colours show fractions of the row, so that rare classes can be compared with
     frequent ones, on a square-root scale, so that rare confusions can be seen. Up to 20
@@ -62,8 +62,10 @@ def confusion_matrix(
         fractions, cmap="Blues", norm=PowerNorm(0.5, 0, 1), interpolation="nearest"
     )
     axes.set_title(f"Confusion matrix, accuracy {accuracy:.1%}", fontsize=11)
-    several = f", {together} together" if together > 1 else ""
-    axes.set(xlabel=f"predicted class{several}", ylabel=f"true class{several}")
+    of_column, of_row = (
+        f", {together} per {line}" if together > 1 else "" for line in ("column", "row")
+    )
+    axes.set(xlabel=f"predicted class{of_column}", ylabel=f"true class{of_row}")
     ticks = range(0, len(cells), math.ceil(len(cells) / 40))
     classes = [tick * together for tick in ticks]
     shown = [readable(names[number], number) for number in classes]

@@ -208,7 +208,8 @@ def _drops(
 
     def occluded(patch: int) -> NDArray[np.float32]:
         image = pixels.copy()
-        if patch < rows * columns:  # what fills the last batch, and the first: none
+        # Number S is the whole image; higher numbers only fill the last batch.
+        if patch < rows * columns:
             top, left = size * (patch // columns), size * (patch % columns)
             image[top : top + size, left : left + size] = grey
         return image

@@ -45,7 +45,7 @@ def new_figure(width: float, height: float) -> "Figure":
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError(
-            "Drawing needs matplotlib: pip install 'keras_mixer[plot]'"
+            "Drawing needs matplotlib: pip install 'keras-mixer[plot]'"
         ) from error
     return Figure(figsize=(width, height), layout="constrained")
 

@@ -110,7 +110,7 @@ def test_verify_prints_what_it_found(capsys, official, tmp_path):
     assert "plain logits" in out
     (tmp_path / "folder" / "README.md").write_text("edited")
     assert main(["verify", str(tmp_path / "folder")]) == 1
-    assert "checksums.json is wrong of README.md" in capsys.readouterr().err
+    assert "checksums.json does not match README.md" in capsys.readouterr().err
 
 
 def test_publish_can_write_instead_of_sending(capsys, official, tmp_path):

@@ -142,8 +142,8 @@ def test_the_probe_sees_the_chosen_examples_only():
         ({"num_classes": 0}, "`num_classes` must be a positive integer"),
         ({"shots": 0}, "`shots` must be a positive integer. Received: shots=0"),
         ({"shots": True}, "`shots` must be a positive integer"),
-        ({"l2": -1.0}, "`l2` must not be negative. Received: l2=-1.0"),
-        ({"l2": float("nan")}, "`l2` must not be negative"),
+        ({"l2": -1.0}, "`l2` must be finite and not negative. Received: l2=-1.0"),
+        ({"l2": float("nan")}, "`l2` must be finite and not negative"),
     ],
 )
 def test_errors_name_the_argument(changes, message):
@@ -248,7 +248,7 @@ def test_seeds_may_draw_sets_of_a_class_without_examples(sets):
         ({"shots": (1, 0)}, "`shots` must be a positive integer. Received: shots=0"),
         ({"shots": ()}, r"`shots` and `seeds` must hold one.*shots=\(\)"),
         ({"seeds": []}, "`shots` and `seeds` must hold one"),
-        ({"l2": -1}, "`l2` must not be negative"),
+        ({"l2": -1}, "`l2` must be finite and not negative"),
     ],
 )
 def test_errors_of_evaluate_name_the_argument(sets, changes, message):

@@ -135,7 +135,9 @@ def test_half_precision_is_written_when_asked(format, precision, tmp_path):
 def test_a_half_precision_file_outside_its_tolerance_is_not_kept(tmp_path, monkeypatch):
     path = target(tmp_path, "onnx")
     monkeypatch.setitem(formats.TOLERANCES, "float16", 1e-5)
-    with pytest.raises(ValueError, match="is not the model.*Allowed are 1e-05"):
+    with pytest.raises(
+        ValueError, match="not compute what `model` does.*Allowed are 1e-05"
+    ):
         export(drawn_model(), path, precision="float16")
     assert not list(tmp_path.iterdir())
 
@@ -246,7 +248,7 @@ def test_a_wrong_file_is_deleted_and_what_was_there_stays(
     export(drawn_model(), path)
     before = {file: file.read_bytes() for file in tmp_path.iterdir()}
     monkeypatch.setattr(onnx_graph, "LAYER_NORM_EPSILON", 1.0)
-    message = f"{re.escape(repr(str(path)))} was written, is not the model"
+    message = f"The file for {re.escape(repr(str(path)))} does not compute what"
     with pytest.raises(ValueError, match=message):
         export(drawn_model(), path, overwrite=True)
     assert {file: file.read_bytes() for file in tmp_path.iterdir()} == before

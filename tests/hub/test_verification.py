@@ -196,18 +196,18 @@ def test_damage_in_any_file_is_found(folder, name):
     data[-3] ^= 1
     path.write_bytes(data)
     with pytest.raises(
-        ValueError, match=f"checksums: checksums.json is wrong of {name}"
+        ValueError, match=f"checksums: checksums.json does not match {name}"
     ):
         verify(folder)
 
 
 def test_files_too_few_or_too_many_are_found(folder):
     (folder / "extra.txt").write_text("")
-    with pytest.raises(ValueError, match="wrong of extra.txt"):
+    with pytest.raises(ValueError, match="does not match extra.txt"):
         verify(folder)
     (folder / "extra.txt").unlink()
     (folder / "labels.json").unlink()
-    with pytest.raises(ValueError, match="wrong of labels.json"):
+    with pytest.raises(ValueError, match="does not match labels.json"):
         verify(folder)
     (folder / "metadata.json").unlink()
     with pytest.raises(ValueError, match="checksums: there is no metadata.json"):

@@ -337,7 +337,7 @@ def test_neighbouring_classes_share_a_row_where_there_are_many():
     figure = visualize.confusion_matrix(counts, names)
     assert_allclose(drawn(figure), cells / cells.sum(axis=1, keepdims=True))
     axes = figure.axes[0]
-    assert axes.get_ylabel() == "true class, 3 together"
+    assert axes.get_ylabel() == "true class, 3 per row"
     for tick, label in zip(axes.get_yticks(), axes.get_yticklabels(), strict=True):
         assert label.get_text() == f"name {3 * tick}"
 
@@ -459,7 +459,7 @@ def test_without_matplotlib_only_drawing_fails_and_names_the_extra():
         "try:\n"
         "    visualize.confusion_matrix(np.eye(2))\n"
         "except ImportError as error:\n"
-        "    sys.exit(\"pip install 'keras_mixer[plot]'\" not in str(error))\n"
+        "    sys.exit(\"pip install 'keras-mixer[plot]'\" not in str(error))\n"
         "sys.exit('no error')\n"
     )
 
