@@ -1,6 +1,6 @@
-"""The command line `keras-mixer`: arguments to calls, and no logic.
+"""The command line `keras-mixer`: it turns arguments into calls and has no other logic.
 
-The parsers need the standard library and the ground files alone. What can be known
+The parsers need only the standard library and the ground files. What can be known
 without a model is checked before a command imports Keras.
 """
 

@@ -36,13 +36,13 @@ def add(commands: "Commands") -> None:
         "--precision",
         choices=("float32", "bfloat16", "float16"),
         default="float32",
-        help="what the model computes in (default: %(default)s)",
+        help="number format of the computation (default: %(default)s)",
     )
     command.add_argument(
         "--host",
         default="127.0.0.1",
-        help="address to listen on; 0.0.0.0 lets other machines in, which may then "
-        "choose the named weights alone (default: %(default)s)",
+        help="address to listen on; 0.0.0.0 lets other machines in, which can choose "
+        "only weights that have a name (default: %(default)s)",
     )
     command.add_argument(
         "--port",

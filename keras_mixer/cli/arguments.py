@@ -1,4 +1,4 @@
-"""What several commands share: how a command, a model and a data set are asked for."""
+"""What several commands share: the options that name a model and a data set."""
 
 import argparse
 import math
@@ -29,9 +29,12 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Leave with status 2; argparse would print all options first."""
-        words = message.removeprefix("unrecognized arguments: ").split()
-        if len(message) > len(" ".join(words)) and words[0][0] != "-":
-            message += " (the words of one kind stand together, not between flags)"
+        words = message.removeprefix("unrecognized arguments: ")
+        if words != message and not words.startswith("-"):
+            message += (
+                " (arguments without a flag must stand together: flags go before or "
+                "after all of them)"
+            )
         self.exit(2, f"{self.prog}: {message}\nTry '{self.prog} --help'.\n")
 
 
@@ -210,7 +213,7 @@ def add_data_options(
         "--data",
         required=True,
         metavar="NAME_OR_FOLDER",
-        help="a data set of TFDS, such as cifar10, or a folder with a folder of "
+        help="a data set of TFDS, such as cifar10, or a folder that has one folder of "
         "pictures per class",
     )
     add_data_dir(group)
@@ -224,14 +227,14 @@ def add_data_options(
             "--validation-split",
             default=validation_split,
             metavar="SPLIT",
-            help="what the accuracy is measured on, or none (default: %(default)s)",
+            help="split to measure the accuracy on (default: %(default)s)",
         )
     group.add_argument(
         "--corrupt",
         choices=("raise", "skip", "trust"),
         default="raise",
-        help="files of a folder that cannot be decoded are an error, are counted and "
-        "left out, or are not looked for beforehand (default: %(default)s)",
+        help="what to do with files of a folder that cannot be decoded: raise an "
+        "error, skip them, or trust the folder without a check (default: %(default)s)",
     )
     return group
 
@@ -241,7 +244,7 @@ def add_data_dir(group: "Group") -> None:
     group.add_argument(
         "--data-dir",
         metavar="FOLDER",
-        help="where prepared TFDS data sets lie (default: that of TFDS)",
+        help="folder of prepared TFDS data sets (default: the one of TFDS)",
     )
 
 
@@ -275,10 +278,10 @@ def add_labels(command: "Group") -> None:
 def read_labels(
     options: argparse.Namespace, model: "MLPMixer"
 ) -> tuple[str, ...] | None:
-    """Return the names of the classes that are given, or else those of the model.
+    """Return the class names in the file of `--labels`, or else those of the model.
 
     Raises:
-        ValueError: If there are not as many as classes.
+        ValueError: If the number of names is not the number of classes.
     """
     from keras_mixer.labels import label_names
     from keras_mixer.models import find_mixer

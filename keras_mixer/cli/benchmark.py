@@ -36,6 +36,7 @@ def add(commands: "Commands") -> None:
             "benchmark --image-sizes 224 448 896 --json speed.json --plot speed.png",
         ),
         check=_check_benchmark,
+        needs_tensorflow=lambda options: options.input is not None,
         flags={"variant": "--variants", "batch_size": "--batch-sizes"}
         | {"image_size": "--image-sizes", "dtype": "--dtypes"},
     )
@@ -46,10 +47,10 @@ def add(commands: "Commands") -> None:
     command.add_argument(
         "--loop",
         action="store_true",
-        help="also compare predict, and fit, with a bare loop",
+        help="also compare predict and fit with a hand-written loop",
     )
     command.add_argument(
-        "--layers", action="store_true", help="also measure kinds of layers alone"
+        "--layers", action="store_true", help="also measure each kind of layer alone"
     )
     command.add_argument(
         "--first",
@@ -84,7 +85,7 @@ def add(commands: "Commands") -> None:
 
 
 def _add_cases(command: Parser) -> None:
-    """Add what is combined: every variant at every batch size, image size, dtype."""
+    """Add the options whose values are combined: each variant with each size, dtype."""
     command.add_argument(
         "--variants", nargs="+", default=["B/16"], help="default: B/16"
     )
@@ -118,7 +119,7 @@ def _add_tpu_compile(commands: "Commands") -> None:
         commands,
         "tpu-compile",
         _tpu_compile,
-        "compile a training step for a TPU slice that need not be here",
+        "compile a training step for a TPU slice; no TPU is needed",
         examples=(
             "tpu-compile --variant B/16 --topology v5e:2x2 --batch 1024",
             "tpu-compile --variant L/16 --batch 256 --backend jax tensorflow",
@@ -132,7 +133,8 @@ def _add_tpu_compile(commands: "Commands") -> None:
         "--backend",
         nargs="+",
         choices=("jax", "tensorflow"),
-        help="whose steps, each a column of the table (default: that of KERAS_BACKEND)",
+        help="backends to compile with, one column of the table for each (default: "
+        "that of KERAS_BACKEND)",
     )
     command.add_argument(
         "--topology",
@@ -182,12 +184,12 @@ def _add_tpu_compile(commands: "Commands") -> None:
         "--optimizer",
         default="finetune",
         choices=("finetune", "pretrain"),
-        help="whose step (default: %(default)s)",
+        help="the optimizer of finetune or of pretrain (default: %(default)s)",
     )
     command.add_argument(
         "--evaluation",
         action="store_true",
-        help="the step of an evaluation: no gradients, no optimizer",
+        help="compile an evaluation step instead: no gradients, no optimizer",
     )
 
 

@@ -1,4 +1,4 @@
-"""The commands `convert`, `verify` and `publish`: a model in another place."""
+"""The commands `convert`, `verify` and `publish`: models as files and on the Hub."""
 
 import argparse
 from pathlib import Path
@@ -31,7 +31,7 @@ _SOURCE = (
     "published model, or hf://owner/name[@revision]"
 )
 _FILES = (".npz", ".safetensors", ".weights.h5", ".keras")
-# Of files that nobody would expect to become a folder.
+# Endings of files: a target with one of them is not taken for a folder.
 _NOT_WRITTEN = (".h5", ".npy", ".onnx", ".pt", ".pth")
 
 
@@ -73,7 +73,7 @@ def _add_verify(commands: "Commands") -> None:
         commands,
         "verify",
         _verify,
-        "check a model against the paper, in NumPy",
+        "compare a model with the equations of the paper, computed in NumPy",
         examples=(
             "verify Mixer-B_16.npz",
             "verify mixer-b16/ --same-as Mixer-B_16.npz",
@@ -86,7 +86,7 @@ def _add_verify(commands: "Commands") -> None:
     command.add_argument(
         "--same-as",
         metavar="FILE",
-        help="a weight file whose arrays must be there, bit for bit",
+        help="a weight file: SOURCE must have the same arrays, bit for bit",
     )
 
 
@@ -106,7 +106,7 @@ def _add_publish(commands: "Commands") -> None:
     )
     command.add_argument("source", metavar="SOURCE", nargs="?", help=_SOURCE)
     command.add_argument(
-        "repository", metavar="OWNER/NAME", nargs="?", help="made if missing"
+        "repository", metavar="OWNER/NAME", nargs="?", help="created if missing"
     )
     command.add_argument(
         "--space",
@@ -120,16 +120,18 @@ def _add_publish(commands: "Commands") -> None:
         "--private", action="store_true", help="only the owner can see it"
     )
     command.add_argument("--tag", help='a tag for the commit, such as "v1.0"')
-    command.add_argument("--message", help="of the commit")
+    command.add_argument("--message", help="message of the commit")
     command.add_argument(
-        "--licence", default="apache-2.0", help="of the weights (default: %(default)s)"
+        "--licence",
+        default="apache-2.0",
+        help="licence of the weights (default: %(default)s)",
     )
     command.add_argument(
         "--dataset",
         action="append",
         default=[],
         metavar="NAME",
-        help="what it was trained on, by its name on the Hub; may be repeated",
+        help="data set it was trained on, by its name on the Hub; may be repeated",
     )
     command.add_argument(
         "--timm",
@@ -142,14 +144,16 @@ def _add_publish(commands: "Commands") -> None:
 
 
 def _add_overrides(command: "Group") -> None:
-    """Add what a file of weights alone does not say of its model."""
-    group = command.add_argument_group("what a file of weights alone does not say")
+    """Add what a file that holds only weights does not say of its model."""
+    group = command.add_argument_group(
+        "model settings", "Only for files that hold weights and nothing else."
+    )
     group.add_argument(
         "--input-shape",
         nargs=3,
         type=integer(1),
         metavar=("H", "W", "C"),
-        help="of the images (default: square)",
+        help="size of the images (default: square)",
     )
     gelu = group.add_mutually_exclusive_group()
     gelu.add_argument(
@@ -157,14 +161,16 @@ def _add_overrides(command: "Group") -> None:
         dest="approximate_gelu",
         action="store_false",
         default=None,
-        help="of models trained in PyTorch (default for .safetensors)",
+        help="the exact GELU, as in models trained in PyTorch (default for "
+        ".safetensors)",
     )
     gelu.add_argument(
         "--tanh-gelu",
         dest="approximate_gelu",
         action="store_true",
         default=None,
-        help="of the official code (default for the others)",
+        help="the tanh approximation of GELU, as in the official code (default for the "
+        "other files)",
     )
     group.add_argument(
         "--value-range",
@@ -187,7 +193,7 @@ def _overrides(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _as_options(overrides: dict[str, Any]) -> str:
-    """Return arguments of `read_model` as the words that give them."""
+    """Return arguments of `read_model` as flags of the command line."""
     words = []
     for name, value in overrides.items():
         if name == "approximate_gelu":
@@ -260,7 +266,7 @@ def _check_space(options: argparse.Namespace) -> None:
     check_repository(options.space)
     if options.repository is not None:
         raise UsageError(
-            "OWNER/NAME is given by --space. Received, beside it: "
+            "OWNER/NAME is given by --space: leave it out here. Received: "
             f"{options.repository!r}"
         )
     if options.source is not None:
@@ -296,7 +302,7 @@ def _convert(options: argparse.Namespace) -> None:
     write_model(model, options.target, overwrite=options.force)
     print(f"Written: {options.target}")
     if overrides := reading_arguments(model, options.target):
-        print(f"It holds weights alone: read it with {_as_options(overrides)}")
+        print(f"It holds only weights: read it with {_as_options(overrides)}")
 
 
 def _read_source(options: argparse.Namespace) -> "MLPMixer":

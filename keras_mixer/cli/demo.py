@@ -148,7 +148,9 @@ def run(output_dir: str | Path, *, epochs: int = EPOCHS) -> Mapping[str, float]:
     repeated = again.predict(test[0], batch_size=len(test[0]), verbose=0)
     difference = np.abs(repeated - scores).max()
     if difference > 1e-6:
-        raise RuntimeError(f"The loaded model predicts otherwise, by {difference:.1e}.")
+        raise RuntimeError(
+            f"The loaded model's predictions differ by {difference:.1e}."
+        )
     print(f"\nSaved and loaded again: predictions differ by at most {difference:.1e}")
 
     pictures = (

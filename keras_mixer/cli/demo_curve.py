@@ -14,7 +14,7 @@ class Curve(keras.callbacks.Callback):
     """Keeps the mean of loss and accuracy over every few steps of `fit`.
 
     Args:
-        interval: Steps per point; the last point of an epoch has the rest.
+        interval: Steps per point; the last point of an epoch may have fewer.
 
     Attributes:
         history: As `visualize.training_curves` takes it.

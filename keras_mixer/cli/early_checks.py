@@ -1,7 +1,7 @@
-"""What is wrong already before Keras is imported: names, paths, packages, the backend.
+"""Checks before Keras is imported: of names, paths, packages and the backend.
 
-What the words alone tell is a `UsageError` (exit status 2); what this machine lacks is
-an `OSError` or an `ImportError` (exit status 1).
+A call that is wrong on every machine raises a `UsageError` (exit status 2); a file or
+package that this machine lacks an `OSError` or an `ImportError` (exit status 1).
 """
 
 import importlib.util
@@ -15,7 +15,7 @@ from keras_mixer.variants import VARIANTS
 
 WEIGHT_ENDINGS = (".npz", ".safetensors", ".weights.h5")
 
-# The module of each package of an extra, where it has another name.
+# Packages of the extras whose module has another name, and that name.
 _MODULES = {
     "pillow": "PIL",
     "scikit-learn": "sklearn",
@@ -35,7 +35,7 @@ def check_backend(*wanted: str) -> str:
     """Return the backend that Keras is going to take, if it is there.
 
     Args:
-        *wanted: The backends that the command can use; all without one.
+        *wanted: The backends that the command can use; none means all.
 
     Raises:
         UsageError: If `KERAS_BACKEND` names none, or none of the wanted ones.
@@ -49,7 +49,7 @@ def check_backend(*wanted: str) -> str:
         )
     if wanted and name not in wanted:
         raise UsageError(
-            f"It needs the backend {' or '.join(wanted)}: set KERAS_BACKEND="
+            f"The command needs the backend {' or '.join(wanted)}: set KERAS_BACKEND="
             f"{wanted[0]}. Received: KERAS_BACKEND={name!r}"
         )
     if not is_installed(_BACKENDS[name]):

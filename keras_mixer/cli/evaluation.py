@@ -55,7 +55,7 @@ def add(commands: "Commands") -> None:
         type=Path,
         metavar="FILE",
         help="ReaL labels: a JSON list of lists of classes, one per image, in the "
-        "order of the sorted file names (without files, of the data set)",
+        "order of the sorted file names (of the data set, where it has no files)",
     )
     command.add_argument(
         "--match",
@@ -109,18 +109,18 @@ def _add_fewshot(commands: "Commands") -> None:
         type=integer(0),
         default=[0, 1, 2],
         metavar="SEED",
-        help="of the draws (default: 0 1 2)",
+        help="seeds of the random examples (default: 0 1 2)",
     )
     command.add_argument(
         "--l2",
         type=number(0),
         default=1024.0,
-        help="weight of the ridge (default: %(default)g, the official value)",
+        help="weight of the L2 penalty (default: %(default)g, the official value)",
     )
     command.add_argument(
         "--cache-dir",
         metavar="FOLDER",
-        help="keep the features there for the next run (default: kept nowhere)",
+        help="keep the features there for the next run (default: keep none)",
     )
 
 
@@ -150,7 +150,9 @@ def _check_evaluate(options: argparse.Namespace) -> None:
 
 def _check_fewshot(options: argparse.Namespace) -> None:
     if options.validation_split == "none":
-        raise UsageError("--validation-split must be a split: it is what is measured.")
+        raise UsageError(
+            "--validation-split must be a split: the accuracy is measured on it."
+        )
     if options.cache_dir:
         check_writable(options.cache_dir, "--cache-dir", folder=True)
     _check(options)
@@ -203,7 +205,7 @@ def _print_classes(evaluation: "Evaluation", count: int) -> None:
 
     table = Table()
     table.add_column("class")
-    for heading in ("images", "found", "right when said", "most taken for"):
+    for heading in ("images", "recall", "precision", "most confused with"):
         table.add_column(heading, justify="right")
     mistaken = evaluation.confusion_matrix.copy()
     np.fill_diagonal(mistaken, 0)
@@ -224,7 +226,7 @@ def _print_classes(evaluation: "Evaluation", count: int) -> None:
 
 
 def _cell(name: str) -> str:
-    """Return the name of a class without what a terminal, or rich, would obey."""
+    """Return the name of a class, codes of the terminal and of rich escaped."""
     from rich.markup import escape
 
     return escape(escaped(name))

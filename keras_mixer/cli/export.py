@@ -93,8 +93,8 @@ def add(commands: "Commands") -> None:
         "--precision",
         choices=_PRECISIONS,
         default="float32",
-        help="what the file computes in; bfloat16 not for .onnx, float32 alone for "
-        ".tflite (default: %(default)s)",
+        help="number format of the computation; .onnx has no bfloat16, .tflite only "
+        "float32 (default: %(default)s)",
     )
     command.add_argument("--force", action="store_true", help="replace TARGET")
     group = command.add_argument_group("int8, for .onnx and .xml")
@@ -112,7 +112,9 @@ def add(commands: "Commands") -> None:
         help="how many images, spread over the folder (default: %(default)s)",
     )
     group.add_argument(
-        "--split", default="train", help="of the data set (default: %(default)s)"
+        "--split",
+        default="train",
+        help="split of the data set (default: %(default)s)",
     )
     add_data_dir(group)
 

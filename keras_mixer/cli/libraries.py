@@ -1,4 +1,4 @@
-"""What other libraries do unasked, or not: log lines, TensorFlow idle, JAX's cache."""
+"""Fewer log lines, no import of TensorFlow without need, and JAX's cache."""
 
 import contextlib
 import hashlib
@@ -26,8 +26,8 @@ def keep_quiet(*, owns_process: bool = False) -> None:
     Errors still come as exceptions.
 
     Args:
-        owns_process: Whether standard error may be turned elsewhere for the moment in
-            which TensorFlow is imported: what it writes then obeys no variable.
+        owns_process: Whether standard error may be redirected while TensorFlow is
+            imported: no variable silences what it writes then.
     """
     if any(name in os.environ for name in ("TF_CPP_MIN_LOG_LEVEL", "TF_CPP_VMODULE")):
         return
@@ -43,7 +43,7 @@ def _is_error(record: logging.LogRecord) -> bool:
 
 
 def keep_compiled_programs() -> None:
-    """Let JAX keep what it compiles for the next process, unless it is told where.
+    """Let JAX keep what it compiles for the next process, unless its folder is set.
 
     In `keras_mixer/jax` of the folder for caches (`XDG_CACHE_HOME`, else `~/.cache`),
     at most 1 GiB for each kind of processor: its programs may not run on another. An
@@ -55,7 +55,7 @@ def keep_compiled_programs() -> None:
     folder = os.path.join(caches, "keras_mixer", "jax", _processor())
     os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
     os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(2**30))
-    # A small Mixer compiles in less than JAX's least second.
+    # A small Mixer compiles in less than a second, JAX's default.
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
 
@@ -68,7 +68,7 @@ def _processor() -> str:
 
 
 def leave_out_tensorflow() -> None:
-    """Let TensorFlow count as not installed in this process, unless it computes.
+    """Let TensorFlow count as not installed, unless it is the backend.
 
     Keras imports it, five seconds long, to see whether an object that is saved is one
     of TensorFlow's. Not for a process that goes on with something else.

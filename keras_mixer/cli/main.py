@@ -42,7 +42,7 @@ from keras_mixer.cli.messages import (
 )
 from keras_mixer.files import reason_of
 
-# Set to anything, it shows where an error comes from.
+# Where this variable is set, errors are printed with their traceback, too.
 _TRACEBACK = "KERAS_MIXER_TRACEBACK"
 # In the words of JAX, TensorFlow and torch.
 _OUT_OF_MEMORY = re.compile(

@@ -58,8 +58,8 @@ def in_flags(sentence: str, options: argparse.Namespace) -> str:
 
     Args:
         sentence: The message of an exception.
-        options: The parsed options of the command; `options.flags` holds what only this
-            command calls otherwise, such as `{"path": "TARGET"}`.
+        options: The parsed options of the command; `options.flags` holds the names
+            that only this command uses, such as `{"path": "TARGET"}`.
     """
     flags = _flags_of(options)
     names = "|".join(sorted(map(re.escape, flags), key=len, reverse=True))
@@ -75,7 +75,7 @@ def in_flags(sentence: str, options: argparse.Namespace) -> str:
     def received(match: re.Match[str]) -> str:
         return f"{flags[match['name']]} "
 
-    # What the package adds for those who come from here would now be said twice.
+    # Some messages of the package add the flag, in parentheses: it would come twice.
     sentence = re.sub(r"(?<=`) \(`?--[^()]*\)", "", sentence)
     sentence = re.sub(rf"`(?P<name>{names})(=(?P<value>[^`]*))?`", quoted, sentence)
     return re.sub(rf"(?<![\w`.])(?P<name>{names})=(?=\S)", received, sentence)

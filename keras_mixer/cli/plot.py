@@ -111,14 +111,14 @@ def _add_evidence(pictures: "Commands") -> None:
         "--class",
         dest="class_name",
         metavar="NAME",
-        help="name or number of the class (default: the best one)",
+        help="name or number of the class (default: the most probable one)",
     )
     picture.add_argument(
         "--method",
         choices=("exact", "occlusion"),
         default="exact",
-        help="shares of the logit, or what it loses without each patch (default: "
-        "%(default)s)",
+        help="exact: the share of each patch in the logit; occlusion: what the logit "
+        "loses without the patch (default: %(default)s)",
     )
 
 

@@ -75,7 +75,10 @@ def add(commands: "Commands") -> None:
     add_model_options(command)
     add_labels(command)
     command.add_argument(
-        "--top", type=integer(1), default=3, help="classes (default: %(default)s)"
+        "--top",
+        type=integer(1),
+        default=3,
+        help="how many classes to show per picture (default: %(default)s)",
     )
     forms = command.add_mutually_exclusive_group()
     forms.add_argument(

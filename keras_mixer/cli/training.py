@@ -83,16 +83,17 @@ def _add_data_options(command: Parser) -> None:
     add_data_options(command, split="train").add_argument(
         "--validation-split",
         metavar="SPLIT",
-        help="what the accuracy is measured on, or none (default: the paper's, or else "
-        "validation, test, or a tenth that is held out, whatever there is)",
+        help="split to measure the accuracy on, or none (default: the paper's; without "
+        "one, validation, else test, else a tenth that is held out)",
     )
 
 
 def _check(options: argparse.Namespace) -> None:
     check_run(options)
+    options.output = options.output.expanduser()
     check_writable(options.output, "--output", folder=True)
     check_source(options)
-    # Of the curves that are drawn at the end.
+    # The curves are drawn at the end.
     check_packages("Drawing the curves of a run", "plot", "matplotlib")
     for tracker in ("tensorboard", "wandb", "mlflow"):
         if getattr(options, tracker):

@@ -1,7 +1,8 @@
-"""What `finetune` and `pretrain` are asked: their options, and the paper's answers.
+"""The options of `finetune` and `pretrain`, and their values from the paper.
 
-What an option does not give comes from the recipe of the data set, where the paper has
-one, and else from the defaults of `training.finetune` and `training.pretrain`.
+The value of an option that is not given comes from the paper's recipe for the data
+set, if there is one, else from the defaults of `training.finetune` and
+`training.pretrain`.
 """
 
 import argparse
@@ -97,7 +98,7 @@ def add_finetune_options(command: Parser) -> None:
         "--layer-decay",
         type=number(0, 1, open_low=True),
         metavar="FACTOR",
-        help="of the learning rate, per block below the head",
+        help="factor of the learning rate for each block below the head",
     )
     adapt = recipe.add_mutually_exclusive_group()
     adapt.add_argument(
@@ -140,7 +141,8 @@ def _add_recipe_options(command: Parser) -> "tuple[Group, Group]":
     """Add what both recipes have; return the group, and that of the learning rate."""
     recipe = command.add_argument_group(
         "recipe",
-        "What is not given is the paper's, for this data set where it has one.",
+        "Options that are not given come from the paper's recipe for the data set, if "
+        "it has one.",
     )
     rate = recipe.add_mutually_exclusive_group()
     for name, target, kind, help in (
@@ -154,8 +156,18 @@ def _add_recipe_options(command: Parser) -> "tuple[Group, Group]":
             integer(1),
             "batches that make a step",
         ),
-        ("--ema", "ema_momentum", _RATE, "end with averaged weights, of this momentum"),
-        ("--label-smoothing", None, _RATE, "share of the target for all classes"),
+        (
+            "--ema",
+            "ema_momentum",
+            _RATE,
+            "end with weights averaged with this momentum",
+        ),
+        (
+            "--label-smoothing",
+            None,
+            _RATE,
+            "share of the target spread over all classes",
+        ),
         ("--mixup", None, number(0), "parameter of mixup's Beta distribution"),
         ("--image-size", None, integer(1), "edge in pixels (default: the model's)"),
     ):
@@ -165,7 +177,7 @@ def _add_recipe_options(command: Parser) -> "tuple[Group, Group]":
         dest="base_learning_rate",
         type=_POSITIVE,
         metavar="N",
-        help="its peak",
+        help="peak learning rate",
     )
     recipe.add_argument(
         "--sam-rho",
@@ -179,13 +191,13 @@ def _add_recipe_options(command: Parser) -> "tuple[Group, Group]":
         "--gsam-alpha",
         type=number(0),
         metavar="ALPHA",
-        help="GSAM's share of the orthogonal gradient, beside --sam-rho",
+        help="GSAM's share of the orthogonal gradient; needs --sam-rho",
     )
     recipe.add_argument("--loss", choices=("softmax", "sigmoid"))
     recipe.add_argument(
         "--teacher",
         metavar="MODEL",
-        help="a model of the same classes to learn from, too: a .keras, a folder of a "
+        help="also learn from this model of the same classes: a .keras, a folder of a "
         "published model, hf://owner/name, VARIANT:WEIGHTS such as B/16:imagenet1k, or "
         "an exported file",
     )
@@ -194,13 +206,13 @@ def _add_recipe_options(command: Parser) -> "tuple[Group, Group]":
         dest="distillation_temperature",
         type=_POSITIVE,
         metavar="N",
-        help="what both logits are divided by before they are compared (default: 3)",
+        help="divisor of the logits of both models in the loss (default: 3)",
     )
     recipe.add_argument(
         "--distillation-weight",
         type=number(0, 1, open_low=True),
         metavar="SHARE",
-        help="of the teacher's part in the loss (default: 0.5)",
+        help="share of the teacher in the loss (default: 0.5)",
     )
     recipe.add_argument("--crop", choices=("inception", "pad", "none"))
     recipe.add_argument(
@@ -216,7 +228,7 @@ def _add_run_options(command: Parser) -> None:
         type=Path,
         required=True,
         metavar="FOLDER",
-        help="for the checkpoints, the logs and the trained model",
+        help="folder for the checkpoints, the logs and the trained model",
     )
     run.add_argument(
         "--resume",
@@ -239,28 +251,35 @@ def _add_run_options(command: Parser) -> None:
         help="size of the buffer that shuffles a TFDS data set (default: 1 GiB)",
     )
     run.add_argument(
-        "--save-every", type=integer(1), metavar="STEPS", help="between two checkpoints"
+        "--save-every",
+        type=integer(1),
+        metavar="STEPS",
+        help="steps between two checkpoints",
     )
     run.add_argument(
         "--log-every",
         type=integer(1),
         metavar="STEPS",
-        help="between two rows of log.csv (default: a hundredth of the run)",
+        help="steps between two rows of log.csv (default: a hundredth of the run)",
     )
     run.add_argument(
         "--validate-every",
         type=integer(1),
         metavar="STEPS",
-        help="a multiple of --save-every",
+        help="steps between two validations, a multiple of --save-every (default: at "
+        "each checkpoint)",
     )
     run.add_argument(
-        "--keep", type=integer(1), metavar="N", help="how many checkpoints stay"
+        "--keep",
+        type=integer(1),
+        metavar="N",
+        help="how many of the last checkpoints to keep",
     )
     run.add_argument(
         "--best",
         dest="use_best",
         action="store_true",
-        help="end with the weights of the best validation, not the last",
+        help="end with the weights of the best validation accuracy, not the last ones",
     )
     run.add_argument(
         "--tensorboard", action="store_true", help="write logs for TensorBoard, too"
@@ -287,13 +306,16 @@ def _add_device_options(command: Parser) -> None:
         "(jax), ddp (torch); default: one device",
     )
     devices.add_argument(
-        "--coordinator", metavar="ADDRESS:PORT", help="of host 0 (jax)"
+        "--coordinator", metavar="ADDRESS:PORT", help="address of host 0 (jax)"
     )
     devices.add_argument(
-        "--num-processes", type=integer(1), metavar="N", help="of hosts (jax)"
+        "--num-processes", type=integer(1), metavar="N", help="number of hosts (jax)"
     )
     devices.add_argument(
-        "--process-id", type=integer(0), metavar="I", help="of this host (jax)"
+        "--process-id",
+        type=integer(0),
+        metavar="I",
+        help="number of this host, from 0 (jax)",
     )
 
 
@@ -333,7 +355,7 @@ def _check_sam(options: argparse.Namespace) -> None:
     rhos = options.sam_rho or ()
     if len(rhos) > 2 or list(rhos) != sorted(rhos):
         raise UsageError(
-            "--sam-rho takes one number, or two that grow. Received: "
+            "--sam-rho takes one number, or two, the smaller first. Received: "
             f"{' '.join(f'{rho:g}' for rho in rhos)}"
         )
     has_rho = any(rhos) or (
@@ -362,7 +384,8 @@ def _check_devices(options: argparse.Namespace, backend: str) -> None:
     ]
     if given and (backend != "jax" or name is None):
         raise UsageError(
-            f"{', '.join(given)}: for --distribute data or model:N, with JAX"
+            f"{', '.join(given)} can be used only with --distribute data or model:N, "
+            "on the JAX backend."
         )
 
 

@@ -27,7 +27,7 @@ from keras_mixer.preprocessing import Preprocessing
 if TYPE_CHECKING:
     import tensorflow as tf
 
-# Of a source that can only be read in order, so much is shuffled at a time.
+# Size of the shuffle buffer of a source that can only be read in order.
 SHUFFLE_BYTES = 2**30
 # Evaluation images stay in memory if they take no more than this.
 CACHE_BYTES = 2**30
@@ -98,9 +98,9 @@ def training_batches(
     buffer = min(num_examples, _buffer_size(source, shuffle_bytes))
 
     def shuffled(epoch: "tf.Tensor") -> "tf.data.Dataset":
-        # Of this function's graph only. Otherwise the global seed, which
-        # `keras.utils.set_random_seed` sets, would be part of the order. (And 0 would
-        # stand for no seed.)
+        # Sets the seed of this function's graph only. Without it the global seed,
+        # which `keras.utils.set_random_seed` sets, would change the order. (A seed of
+        # 0 would mean no seed.)
         tf.random.set_seed(seed + 1)
         return examples.shuffle(buffer, seed=epoch, reshuffle_each_iteration=False)
 

@@ -70,7 +70,8 @@ def read_folder(folder: str | os.PathLike[str]) -> ClassFolders:
 
     Raises:
         FileNotFoundError: If there is no such folder.
-        ValueError: If there are no classes, or their names are mistakable.
+        ValueError: If there are no classes, two names differ by case only, or the
+            classes lie one level deeper.
     """
     root = Path(folder).expanduser()
     if not root.is_dir():

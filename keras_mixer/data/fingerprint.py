@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-# So much of the contents is read at most, of so many files.
+# At most this many bytes of contents are read, of at most this many files.
 SAMPLE_BYTES = 2**26
 SAMPLE_FILES = 1000
-# Of sources that say nothing of their files, so many examples.
+# Examples that are read of a source that does not know its files.
 SAMPLE_EXAMPLES = 1000
 
 

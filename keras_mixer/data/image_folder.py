@@ -1,8 +1,8 @@
 """Folders of pictures, one folder per class, as a `Source`.
 
-Which folders are splits and classes says `class_folders`. Files that TensorFlow decodes
-to the same pixels as Pillow go to it as they are; all others are decoded by Pillow, as
-`preprocess` does, so that every picture is the same everywhere.
+`class_folders` says which folders are splits and which are classes. Files that
+TensorFlow decodes to the same pixels as Pillow go to it as they are; all others are
+decoded by Pillow, as `preprocess` does, so that every picture is the same everywhere.
 """
 
 import os
@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
 Corrupt = Literal["raise", "skip", "trust"]
 
-# Larger splits are checked when their pictures' turn comes, except for this many.
+# Of larger splits only a sample is checked beforehand, of about this many files; each
+# other file is checked when it is first read.
 CHECKED_FILES = 100_000
 CHECKED_SAMPLE = 1000
 
@@ -46,7 +47,7 @@ def from_folder(
     """Return the `Source` of a folder that has one folder of pictures per class.
 
     The classes are the names of their folders, sorted; all splits share them. Accents
-    in either of Unicode's forms are one name. Which files count says
+    in either of Unicode's forms are one name. The files are those of
     `preprocessing.list_images`. Their order is drawn from their names, so that every
     slice of a split has pictures of all classes, and a new picture leaves the others
     where they are.

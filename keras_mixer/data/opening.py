@@ -1,4 +1,4 @@
-"""From what a person writes after `--data` to sources: folders, and names of TFDS."""
+"""From the name of a TFDS data set, or a folder, to a `Source`."""
 
 import os
 import re
@@ -9,7 +9,7 @@ from keras_mixer.data.image_folder import Corrupt, from_folder
 from keras_mixer.data.sources import Source, from_tfds, hold_out, import_tfds
 from keras_mixer.labels import printable
 
-# What a run is measured on where nobody says it, if the data set has it.
+# Splits that a run is measured on by default, the first that the data set has.
 _MEASURED_ON = ("validation", "test")
 
 

@@ -1,6 +1,6 @@
 """RandAugment, as in the official code, drawn from a seed.
 
-RandAugment applies to one uint8 RGB image so many operations in a row, each chosen
+RandAugment applies `layers` operations in a row to one uint8 RGB image, each chosen
 uniformly from the sixteen below and always applied. All strengths follow from one
 magnitude; 10 is the nominal maximum, and the paper goes up to 20. Strengths in pixels
 (translation, cutout) are made for images of 224 pixels, and official runs keep them on
@@ -162,7 +162,7 @@ def invert(image: "tf.Tensor") -> "tf.Tensor":
 
 
 def posterize(image: "tf.Tensor", bits: int) -> "tf.Tensor":
-    """Keep the highest `bits` bits of each value; of none, one."""
+    """Keep the highest `bits` bits of each value, and at least one."""
     import tensorflow as tf
 
     lost = min(max(8 - bits, 0), 7)

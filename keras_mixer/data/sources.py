@@ -181,7 +181,7 @@ def from_arrays(
             f"`labels` must lie in [0, {len(label_names)}), one name per class. "
             f"Received: labels from {labels.min()} to {labels.max()}"
         )
-    with tf.device("CPU"):  # a data set does not belong into a GPU's memory
+    with tf.device("CPU"):  # a data set does not belong in a GPU's memory
         pixels = tf.constant(images)
         dataset = tf.data.Dataset.from_tensor_slices(
             (np.arange(len(labels)), labels.astype("int64"))
@@ -274,7 +274,7 @@ def _builder(
 ) -> Any:
     """Return the builder of a data set that is here or that this TFDS has code for.
 
-    Of other names TFDS would ask servers; one that nobody knows is refused before.
+    For other names TFDS would ask servers: an unknown name is an error before that.
     """
     plain = re.split("[/:]", name)[0]
     known = tfds.list_builders(with_community_datasets=False)

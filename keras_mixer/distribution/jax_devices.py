@@ -43,7 +43,8 @@ def mesh(devices: Sequence[Any], model: int = 1) -> keras.distribution.DeviceMes
     local = sum(d.process_index == devices[0].process_index for d in devices)
     if model < 1 or local % model:
         raise ValueError(
-            "The number of devices that share one model must divide those of a host. "
+            "The number of devices that share one model must divide the number of "
+            "devices per host. "
             f"Received: model:{model} with {local} devices per host."
         )
     shape = (len(devices) // model, model)
@@ -213,7 +214,7 @@ class Parallel(Devices):
     def _forward(self, model: keras.Model) -> Callable[[Any], NDArray[Any]]:
         """Return the forward pass of a batch on the devices of this host alone.
 
-        Keras's `predict` cannot bring home what lies on another host.
+        Keras's `predict` cannot fetch what lies on another host.
         """
         import jax
         from jax.sharding import Mesh, NamedSharding, PartitionSpec

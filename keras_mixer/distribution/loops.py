@@ -34,7 +34,7 @@ def fit(
     verbose: Any = "auto",
     shuffle: bool = False,
 ) -> keras.callbacks.History:
-    """Train as `model.fit` does, with a training step of one's own.
+    """Train as `model.fit` does, but with the given training step.
 
     Args:
         model: A compiled model.

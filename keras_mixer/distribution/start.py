@@ -105,8 +105,8 @@ class SingleDevice(Devices):
         """Train as `model.fit(batches, **arguments)` does and return its `History`.
 
         Raises:
-            ValueError: If torch knows of other processes: each would train a model of
-                its own, without a word.
+            ValueError: If torch knows of other processes: each would silently train
+                a model of its own.
         """
         if keras.config.backend() == "torch":
             from keras_mixer.distribution.torch_devices import num_processes

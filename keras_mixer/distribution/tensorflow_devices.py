@@ -18,8 +18,8 @@ from keras_mixer.distribution.devices import Devices
 class Mirrored(Devices):
     """`tf.distribute.MirroredStrategy`: every visible GPU holds the whole model.
 
-    Keras's own `fit` and `evaluate`, and before them one clear error for what they
-    cannot do there.
+    Training and evaluation are Keras's own; what they cannot do on several devices is
+    one clear error before they start.
 
     Attributes:
         strategy: The TensorFlow strategy.

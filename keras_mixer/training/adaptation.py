@@ -59,14 +59,17 @@ def add_lora(model: keras.Model, rank: int) -> None:
         dense.enable_lora(int(rank))
 
 
-def check_lora_rank(model: keras.Model, rank: int) -> None:
-    """Raise a `ValueError` where `add_lora` would; the model is not changed."""
+def check_lora_rank(model: keras.Model, rank: int, name: str = "rank") -> None:
+    """Raise a `ValueError` where `add_lora` would; the model is not changed.
+
+    `name` is what the caller calls the argument `rank`.
+    """
     layers = _dense_layers(model)
     largest = min(min(dense.kernel.shape) for dense in layers)
     if not isinstance(rank, Integral) or not 1 <= rank <= largest:
         raise ValueError(
-            f"`rank` must be an integer in [1, {largest}], the smallest edge of the "
-            f"model's kernels. Received: rank={rank!r}"
+            f"`{name}` must be an integer in [1, {largest}], the smallest edge of the "
+            f"model's kernels. Received: {name}={rank!r}"
         )
     if any(dense.lora_enabled for dense in layers):
         raise ValueError(

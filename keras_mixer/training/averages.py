@@ -1,4 +1,4 @@
-"""Averaged weights (EMA): measured, left in the model; the trained ones are kept."""
+"""Averaged weights (EMA): swapped into the model for a while, then swapped back."""
 
 import contextlib
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ def inner_optimizer(optimizer: keras.Optimizer) -> keras.Optimizer:
 
 @contextlib.contextmanager
 def averaged_weights(model: keras.Model) -> Iterator[None]:
-    """Let the model have its averaged weights for a while, if its optimizer has any.
+    """Give the model its averaged weights inside the block, if its optimizer has any.
 
     The trained weights come back to the bit where the optimizer is of this package;
     Keras's own callback, which serves the others, rounds on TensorFlow.

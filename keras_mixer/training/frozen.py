@@ -17,7 +17,7 @@ Forward = Callable[[NDArray[Any]], NDArray[np.float32]]
 def frozen_function(
     model: keras.Model, devices: Devices, *, deterministic: bool = True
 ) -> Forward:
-    """Return `outputs = function(images)`, the model in inference mode, without grads.
+    """Return `outputs = function(images)`: inference mode, without gradients.
 
     The function takes the images of this process and may be called in any thread while
     another model trains. It computes on JAX with a copy of the weights on every device

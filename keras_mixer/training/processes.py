@@ -32,7 +32,7 @@ def agreed(find: Callable[[], Checkpoint | None], devices: Any) -> Checkpoint | 
     checkpoint, failure = None, None
     try:
         checkpoint = find()
-    except Exception as error:  # told to the others first, raised below
+    except Exception as error:  # the others must learn of it before it is raised
         failure = error
     step = _FAILED if failure else _NONE if checkpoint is None else checkpoint.step
     own = np.zeros((count, 2), "float32")

@@ -138,7 +138,7 @@ class Checkpoints:
 
         Raises:
             ValueError: If there are files and all of them are damaged.
-            OSError: If the disk does not give a file: it may be whole.
+            OSError: If a file cannot be read: its contents may still be good.
         """
         paths = self.paths
         for path in reversed(paths):
@@ -160,7 +160,7 @@ class Checkpoints:
         """Return the path with the highest score, the newest of equals, or `None`.
 
         Raises:
-            OSError: If the disk does not give a file.
+            OSError: If a file cannot be read.
         """
         scores = {path: self._score(path) for path in self.paths}
         known = {path: score for path, score in scores.items() if score is not None}
@@ -169,8 +169,8 @@ class Checkpoints:
     def set_aside_after(self, step: int) -> None:
         """Rename the files of later steps: a run that goes on from `step` has none.
 
-        They are damaged, or `latest` had given one of them. What is in them may still
-        be of use to a person, so they become `step-....npz.damaged`.
+        They are damaged: otherwise `latest` would have returned one of them. A person
+        may still find something in them, so they become `step-....npz.damaged`.
         """
         for path in self.paths:
             if _step(path) > step:
@@ -213,7 +213,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
     Raises:
         DamagedCheckpointError: If the file is damaged or not a checkpoint.
-        OSError: If the disk does not give it.
+        OSError: If the file cannot be read.
     """
     try:
         with disk_errors_name(path), open(path, "rb") as file:
@@ -224,7 +224,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         info = json.loads(str(arrays.pop(_INFO)))
         return Checkpoint(**info, arrays=arrays, path=path)
     except OSError as error:
-        # An archive that points to before its own beginning; no disk answers that.
+        # Not from the disk: the archive points to a place before its own beginning.
         if error.errno != errno.EINVAL:
             raise
         raise DamagedCheckpointError("it points outside itself") from error

@@ -32,7 +32,8 @@ class RunOptions:
             `None` for each checkpoint. The last step is always measured.
         keep: How many of the last checkpoints stay, beside the one with the best
             validation accuracy.
-        use_best: Whether the model ends with that one's weights, not the last.
+        use_best: Whether the model ends with the weights of the best validation
+            accuracy, not the last.
         resume: Whether to go on from the last whole checkpoint in `output_dir`; without
             any, the run starts.
         tensorboard: Whether to write logs for TensorBoard, too.

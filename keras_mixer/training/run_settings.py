@@ -16,7 +16,7 @@ from keras_mixer.training.sharpness import Sharpness
 
 Settings = dict[str, Any]
 
-# Of files that were written before these were kept, they are not asked.
+# Older checkpoints do not have these settings; there they are not compared.
 _LATER = (
     "image_record",
     "training_data",
@@ -133,10 +133,10 @@ def _comparable(settings: Settings) -> Settings:
     optimizer = settings["optimizer"].get("config", {})
     if inner := optimizer.get("inner_optimizer"):  # Keras wraps it under float16
         settings["optimizer"] = inner
-    # What was not given was left out once: it had the same defaults.
+    # Older checkpoints leave out what was not given; the defaults were the same.
     defaults = json.loads(json.dumps(asdict(Augmentation())))
     settings["augmentation"] = {**defaults, **settings["augmentation"]}
-    # Where a class is written is no setting: it moves when the package changes.
+    # The module of a class is no setting: it changes when a file is moved.
     flat = _flat(settings)
     return {n: v for n, v in flat.items() if n.rpartition(".")[2] != "module"}
 

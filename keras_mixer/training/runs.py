@@ -195,7 +195,7 @@ def finetune(
             f'`train_only` must be "head" or None. Received: train_only={train_only!r}'
         )
     if lora_rank is not None:
-        check_lora_rank(model, lora_rank)
+        check_lora_rank(model, lora_rank, "lora_rank")
 
     def adapt() -> None:
         if train_only == "head":

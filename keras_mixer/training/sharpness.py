@@ -121,14 +121,15 @@ class Sharpness:
 
 
 def check_sam(sam_rho: Any, gsam_alpha: Any) -> None:
-    """Raise a `ValueError` unless these can be the numbers of SAM; 0 for none of it."""
+    """Raise a `ValueError` unless these can be the numbers of SAM; 0: no SAM."""
     rhos = sam_rho if isinstance(sam_rho, tuple) else (sam_rho,)
     if not all(_is_amount(rho) for rho in rhos) or (
         isinstance(sam_rho, tuple) and (len(rhos) != 2 or not rhos[0] <= rhos[1])
     ):
         raise ValueError(
-            "`sam_rho` must be a number of at least 0, or a tuple of two that grow: "
-            f"(at the lowest learning rate, at the highest). Received: {sam_rho!r}"
+            "`sam_rho` must be a number of at least 0, or a tuple of two, the smaller "
+            "first: (at the lowest learning rate, at the highest). "
+            f"Received: sam_rho={sam_rho!r}"
         )
     if not _is_amount(gsam_alpha):
         raise ValueError(

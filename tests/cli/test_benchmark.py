@@ -4,7 +4,7 @@ import pytest
 
 import keras_mixer
 from keras_mixer.benchmark import measure
-from keras_mixer.cli.main import main
+from keras_mixer.cli.main import main, parser
 
 TINY = ("--variants", "Ti/4", "--batch-sizes", "2", "--rounds", "2")
 
@@ -115,6 +115,14 @@ def test_the_input_alone_is_measured(monkeypatch, capsys, tmp_path):
     assert "crop and flip, 224 x 224: 1,234 images/s" in capsys.readouterr().out
     speeds = json.loads(numbers.read_text())["images_per_second"]
     assert speeds == {"224": {"crop and flip": 1234.4}}
+
+
+@pytest.mark.parametrize(
+    ("words", "needed"), [(["--input", "cifar10"], True), ([], False)]
+)
+def test_tensorflow_can_be_imported_where_data_is_read(words, needed):
+    options = parser().parse_args(["benchmark", *words])
+    assert options.needs_tensorflow(options) is needed
 
 
 def test_first_predictions_of_every_inference_come_into_the_report(

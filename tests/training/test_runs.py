@@ -155,7 +155,7 @@ def test_the_best_learning_rate_is_that_of_the_best_accuracy(tmp_path, monkeypat
         ({"total_steps": 1}, "total_steps=1"),
         ({"batch_size": 9, "accumulation_steps": 2}, "accumulation_steps=2"),
         ({"base_learning_rates": ()}, "must not be empty"),
-        ({"lora_rank": 99}, "rank=99"),
+        ({"lora_rank": 99}, "lora_rank=99"),
         ({"crop": "middle"}, "crop='middle'"),
         ({"randaugment": (2, 99)}, "randaugment="),
         ({"label_smoothing": 1.5}, "label_smoothing=1.5"),
