@@ -124,7 +124,7 @@ def test_a_teacher_of_the_command_line(pictures, start, tmp_path, capsys):
     assert finetune(pictures, start, tmp_path / "run", "--resume") == 1
     assert "the teacher's weights" in capsys.readouterr().err
     assert finetune(pictures, start, tmp_path / "no", "--teacher", str(start)) == 1
-    assert "--teacher must have the classes" in capsys.readouterr().err
+    assert "--teacher and --model must have the same number" in capsys.readouterr().err
     assert not (tmp_path / "no").exists()
 
 

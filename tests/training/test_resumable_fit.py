@@ -255,7 +255,7 @@ def test_wrong_arguments_are_named_before_anything_is_written(
 
 def test_a_run_goes_on_only_as_it_was_begun(tmp_path):
     fit(compiled(), tmp_path, total_steps=10)
-    with pytest.raises(FileExistsError, match="--resume"):
+    with pytest.raises(FileExistsError, match="resume=True"):
         fit(compiled(), tmp_path, total_steps=10)
     with pytest.raises(ValueError, match="batch_size: 8 there, 4 now") as caught:
         fit(compiled(rate=0.2), tmp_path, total_steps=10, batch_size=4, resume=True)
