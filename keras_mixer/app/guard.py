@@ -34,6 +34,7 @@ _FOREIGN = re.compile(
     rb"|<script\b[^>]*\bsrc=\"https?://[^>]*>\s*</script>",
     re.IGNORECASE,
 )
+_NOT_UNDERSTOOD = "The demo does not understand this request."
 _MAX_BODY = MEBIBYTE  # bytes of a request that brings no files
 # How much of a refused request is still read, and for how long.
 _DRAIN_BYTES, _DRAIN_SECONDS = 256 * MEBIBYTE, 10
@@ -85,13 +86,15 @@ class Guard:
                 asked = await body.whole()
                 self._check_files(asked)
                 await self.inner(scope, body.again(asked), answer)
-        except _Refusal as refusal:
+        except Exception as error:
+            # The inner application may have made an error of its own from the body's.
+            refusal = body.refusal or error
+            if not isinstance(refusal, _Refusal):
+                if answer.started:
+                    raise
+                refusal = _Refusal(400, _NOT_UNDERSTOOD)
             await body.drain()
             await answer.refuse(refusal.status, refusal.sentence)
-        except Exception:
-            if answer.started:
-                raise
-            await answer.refuse(400, "The demo does not understand this request.")
         finally:
             self.arriving -= uploading
 
@@ -126,6 +129,7 @@ class _Body:
         self.receive, self.bound = receive, bound
         self.deadline = time.monotonic() + seconds
         self.received, self.complete = 0, False
+        self.refusal: _Refusal | None = None
 
     def check_length(self, scope: Message) -> None:
         """Refuse what says itself that it is too long."""
@@ -136,11 +140,12 @@ class _Body:
 
     def _check(self, size: int) -> None:
         if size > self.bound:
-            raise _Refusal(
+            self.refusal = _Refusal(
                 413,
                 f"The request is too large: at most {self.bound // MEBIBYTE} MiB are "
                 "taken. Send fewer or smaller pictures.",
             )
+            raise self.refusal
 
     async def __call__(self) -> Message:
         """Return the next part, as an ASGI server gives it."""
@@ -150,7 +155,8 @@ class _Body:
             left = max(self.deadline - time.monotonic(), 0.001)
             message = await asyncio.wait_for(self.receive(), left)
         except TimeoutError:
-            raise _Refusal(408, "The request did not arrive in time.") from None
+            self.refusal = _Refusal(408, "The request did not arrive in time.")
+            raise self.refusal from None
         self.received += len(message.get("body", b""))
         self.complete = not message.get("more_body", False)
         self._check(self.received)
@@ -218,7 +224,7 @@ class _Answer:
             message = {**message, "headers": _with_ours(message["headers"])}
             # Nothing is sent before it is known whether there is an answer.
             if message["status"] >= 500 and message["status"] != 503:
-                raise _Refusal(400, "The demo does not understand this request.")
+                raise _Refusal(400, _NOT_UNDERSTOOD)
             if self.is_page:
                 self.held = message
                 return

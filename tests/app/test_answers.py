@@ -254,6 +254,23 @@ async def echo(scope, receive, send):
     await send({"type": "http.response.body", "body": page})
 
 
+async def own_error(scope, receive, send):
+    """Answer 500 to every error, as Starlette does where a form is read."""
+    try:
+        await echo(scope, receive, send)
+    except Exception:
+        await send({"type": "http.response.start", "status": 500, "headers": []})
+
+
+def test_the_guard_says_what_was_wrong_with_the_body(tmp_path):
+    limits = Limits(request_bytes=50, stored_bytes=150, seconds=1)
+    guard = Guard(own_error, tmp_path, limits)
+    status, body, _ = call(guard, "/upload", bytes(30), bytes(30))
+    assert status == 413 and "too large" in body
+    status, body, _ = call(guard, "/upload", bytes(30), wait=2)
+    assert status == 408 and "in time" in body
+
+
 def test_the_guard(tmp_path):
     inside = tmp_path / "a.png"
     inside.write_bytes(bytes(100))
