@@ -192,7 +192,7 @@ def test_what_timm_cannot_build_is_refused_before_anything_is_written(tmp_path):
         assert not list(tmp_path.iterdir())
 
     tanh = {"approximate_gelu": True}
-    refused("take `act_layer` as a class.*Received: the tanh form", **tanh)
+    refused("`act_layer` is a Python class.*Received: the tanh form", **tanh)
     refused("Received: the tanh form", save_timm, "a.safetensors", **tanh)
     refused("Received: the tanh form", write_model, "a.safetensors", **tanh)
     refused("patches, width and blocks.*patch_size=8", patch_size=8)
