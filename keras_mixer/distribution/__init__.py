@@ -7,6 +7,7 @@ not known here.
 
 from keras_mixer.distribution import jax_devices
 from keras_mixer.distribution.devices import Devices
+from keras_mixer.distribution.loops import padded
 from keras_mixer.distribution.start import SingleDevice, start
 
-__all__ = ["Devices", "SingleDevice", "jax_devices", "start"]
+__all__ = ["Devices", "SingleDevice", "jax_devices", "padded", "start"]

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from keras_mixer.distribution import Devices
+from keras_mixer.distribution import Devices, padded
 from keras_mixer.host_values import host_value
 
 Forward = Callable[[NDArray[Any]], NDArray[np.float32]]
@@ -55,9 +55,8 @@ def _on_jax(model: keras.Model, *, several: bool) -> Forward:
         return model.stateless_call(weights, others, x, training=False)[0]
 
     def run(images: NDArray[Any]) -> NDArray[np.float32]:
-        missing = -len(images) % len(places)
-        x = np.concatenate([images, np.repeat(images[-1:], missing, axis=0)])
-        outputs = call(*state, jax.device_put(x, rows))
+        x = jax.device_put(padded(images, len(places)), rows)
+        outputs = call(*state, x)
         return np.asarray(outputs, "float32")[: len(images)]
 
     return run
