@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -89,6 +90,20 @@ def reads_data(options: argparse.Namespace) -> bool:
     return True
 
 
+def expanded(text: str) -> str:
+    """Return a name, an address or a path, with `~` as the user's folder.
+
+    The type of every option that may be a path: a shell expands only the `~` that
+    begins a word, not that of `--model=~/run/model.keras`.
+    """
+    return os.path.expanduser(text)
+
+
+def path_of(text: str) -> Path:
+    """Return a path, with `~` as `expanded` does; the type of options that are one."""
+    return Path(expanded(text))
+
+
 def integer(low: int, high: int | None = None) -> Callable[[str], int]:
     """Return the type of an option that is an integer of at least `low`."""
     wanted = {0: "an integer, 0 or more", 1: "a positive integer"}.get(
@@ -153,10 +168,12 @@ def add_model_options(command: "Group") -> None:
     which = command.add_mutually_exclusive_group()
     which.add_argument(
         "--weights",
+        type=expanded,
         help="a checkpoint's name, a weight file or none (default: cifar10)",
     )
     which.add_argument(
         "--model",
+        type=expanded,
         help="a whole model instead of --variant and --weights: a saved .keras, a "
         "folder of a published model, or hf://owner/name[@revision]",
     )
@@ -211,6 +228,7 @@ def add_data_options(
     group = command.add_argument_group("data")
     group.add_argument(
         "--data",
+        type=expanded,
         required=True,
         metavar="NAME_OR_FOLDER",
         help="a data set of TFDS, such as cifar10, or a folder that has one folder of "
@@ -243,6 +261,7 @@ def add_data_dir(group: "Group") -> None:
     """Add `--data-dir`."""
     group.add_argument(
         "--data-dir",
+        type=expanded,
         metavar="FOLDER",
         help="folder of prepared TFDS data sets (default: the one of TFDS)",
     )
@@ -271,7 +290,7 @@ def opened_source(options: argparse.Namespace, split: str) -> "Source":
 def add_labels(command: "Group") -> None:
     """Add `--labels`, which `read_labels` reads."""
     command.add_argument(
-        "--labels", type=Path, metavar="FILE", help="text file, one class per line"
+        "--labels", type=path_of, metavar="FILE", help="text file, one class per line"
     )
 
 

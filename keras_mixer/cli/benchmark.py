@@ -3,13 +3,14 @@
 import argparse
 import sys
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from keras_mixer.cli.arguments import Parser, add_command, integer
+from keras_mixer.cli.arguments import Parser, add_command, expanded, integer, path_of
 from keras_mixer.cli.early_checks import (
     check_backend,
+    check_data,
     check_dtype,
+    check_none_given,
     check_packages,
     check_plot,
     check_variant,
@@ -21,6 +22,20 @@ from keras_mixer.cli.output import write_json
 
 if TYPE_CHECKING:
     from keras_mixer.cli.arguments import Commands
+
+# What --input does not measure with, and where that stands without a flag.
+_NOT_FOR_INPUT: dict[str, object] = {
+    "variants": ["B/16"],
+    "batch_sizes": [1, 16],
+    "dtypes": ["float32"],
+    "weights": "none",
+    "rounds": 20,
+    "train": False,
+    "loop": False,
+    "layers": False,
+    "first": False,
+    "plot": None,
+}
 
 
 def add(commands: "Commands") -> None:
@@ -59,27 +74,29 @@ def add(commands: "Commands") -> None:
     )
     command.add_argument(
         "--input",
+        type=expanded,
         metavar="NAME_OR_FOLDER",
         help="measure only how many augmented images a second are read from this data "
-        "set, as --data of finetune",
+        "set, as --data of finetune; goes with --image-sizes and --json alone",
     )
     command.add_argument(
         "--weights",
-        default="none",
+        type=expanded,
+        default=_NOT_FOR_INPUT["weights"],
         help="a checkpoint's name, whose loading counts as building, or none "
         "(default: %(default)s)",
     )
     command.add_argument(
         "--rounds",
         type=integer(1),
-        default=20,
+        default=_NOT_FOR_INPUT["rounds"],
         help="timed calls (default: %(default)s)",
     )
     command.add_argument(
-        "--json", type=Path, metavar="FILE", help="write all numbers to this file"
+        "--json", type=path_of, metavar="FILE", help="write all numbers to this file"
     )
     command.add_argument(
-        "--plot", type=Path, metavar="PNG", help="also draw them to this file"
+        "--plot", type=path_of, metavar="PNG", help="also draw them to this file"
     )
     _add_tpu_compile(commands)
 
@@ -87,13 +104,16 @@ def add(commands: "Commands") -> None:
 def _add_cases(command: Parser) -> None:
     """Add the options whose values are combined: each variant with each size, dtype."""
     command.add_argument(
-        "--variants", nargs="+", default=["B/16"], help="default: B/16"
+        "--variants",
+        nargs="+",
+        default=_NOT_FOR_INPUT["variants"],
+        help="default: B/16",
     )
     command.add_argument(
         "--batch-sizes",
         nargs="+",
         type=integer(1),
-        default=[1, 16],
+        default=_NOT_FOR_INPUT["batch_sizes"],
         help="default: 1 16",
     )
     command.add_argument(
@@ -108,7 +128,7 @@ def _add_cases(command: Parser) -> None:
     command.add_argument(
         "--dtypes",
         nargs="+",
-        default=["float32"],
+        default=_NOT_FOR_INPUT["dtypes"],
         metavar="POLICY",
         help="such as mixed_bfloat16 (default: float32)",
     )
@@ -198,6 +218,9 @@ def _batch(text: str) -> int | None:
 
 
 def _check_benchmark(options: argparse.Namespace) -> None:
+    if options.input is not None:
+        check_none_given(options, "with --input, which runs no model", _NOT_FOR_INPUT)
+        check_data(options.input, flag="--input")
     for variant in options.variants:
         check_variant(variant, "--variants")
         check_weights(variant, options.weights)

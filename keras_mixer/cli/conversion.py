@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from keras_mixer.cli.arguments import (
     add_command,
     add_labels,
+    expanded,
     integer,
     number,
     read_labels,
@@ -16,6 +17,7 @@ from keras_mixer.cli.early_checks import (
     check_backend,
     check_file,
     check_model_source,
+    check_none_given,
     check_packages,
     check_repository,
     check_writable,
@@ -32,6 +34,17 @@ _SOURCE = (
 )
 _FILES = (".npz", ".safetensors", ".weights.h5", ".keras")
 # Endings of files: a target with one of them is not taken for a folder.
+# What belongs to a model, not to a Space, and where that stands without a flag.
+_NOT_FOR_SPACE: dict[str, object] = {
+    "timm": False,
+    "tag": None,
+    "licence": "apache-2.0",
+    "dataset": [],
+    "labels": None,
+    "input_shape": None,
+    "value_range": None,
+    "approximate_gelu": None,
+}
 _NOT_WRITTEN = (".h5", ".npy", ".onnx", ".pt", ".pth")
 
 
@@ -56,9 +69,10 @@ def _add_convert(commands: "Commands") -> None:
         check=_check_convert,
         flags={"source": "SOURCE", "target": "TARGET"},
     )
-    command.add_argument("source", metavar="SOURCE", help=_SOURCE)
+    command.add_argument("source", type=expanded, metavar="SOURCE", help=_SOURCE)
     command.add_argument(
         "target",
+        type=expanded,
         metavar="TARGET",
         help="an official .npz, a timm .safetensors, a .weights.h5, a .keras, or else "
         "a folder",
@@ -81,10 +95,13 @@ def _add_verify(commands: "Commands") -> None:
         check=_check_verify,
         flags={"source": "SOURCE"},
     )
-    command.add_argument("sources", nargs="+", metavar="SOURCE", help=_SOURCE)
+    command.add_argument(
+        "sources", nargs="+", type=expanded, metavar="SOURCE", help=_SOURCE
+    )
     _add_overrides(command)
     command.add_argument(
         "--same-as",
+        type=expanded,
         metavar="FILE",
         help="a weight file: SOURCE must have the same arrays, bit for bit",
     )
@@ -104,7 +121,9 @@ def _add_publish(commands: "Commands") -> None:
         check=_check_publish,
         flags={"source": "SOURCE", "repo_id": "OWNER/NAME"},
     )
-    command.add_argument("source", metavar="SOURCE", nargs="?", help=_SOURCE)
+    command.add_argument(
+        "source", type=expanded, metavar="SOURCE", nargs="?", help=_SOURCE
+    )
     command.add_argument(
         "repository", metavar="OWNER/NAME", nargs="?", help="created if missing"
     )
@@ -123,7 +142,7 @@ def _add_publish(commands: "Commands") -> None:
     command.add_argument("--message", help="message of the commit")
     command.add_argument(
         "--licence",
-        default="apache-2.0",
+        default=_NOT_FOR_SPACE["licence"],
         help="licence of the weights (default: %(default)s)",
     )
     command.add_argument(
@@ -139,7 +158,10 @@ def _add_publish(commands: "Commands") -> None:
         help="let timm read the repository, too: adds model.safetensors",
     )
     command.add_argument(
-        "--dry-run", metavar="FOLDER", help="write the files there, send nothing"
+        "--dry-run",
+        type=expanded,
+        metavar="FOLDER",
+        help="write the files there, send nothing",
     )
 
 
@@ -276,6 +298,7 @@ def _check_space(options: argparse.Namespace) -> None:
                 f"of this machine. Received: {options.source!r}"
             )
         check_address(options.source)
+    check_none_given(options, "with --space: it holds no weights", _NOT_FOR_SPACE)
     if options.dry_run is not None:
         check_writable(options.dry_run, "--dry-run", folder=True)
     check_packages("A Space", "app", "gradio")

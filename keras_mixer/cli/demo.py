@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from keras_mixer.cli.arguments import add_command
+from keras_mixer.cli.arguments import add_command, path_of
 from keras_mixer.cli.early_checks import (
     check_backend,
     check_packages,
@@ -45,7 +45,7 @@ def add(commands: "Commands") -> None:
     )
     command.add_argument(
         "--output",
-        type=Path,
+        type=path_of,
         default=Path("keras-mixer-demo"),
         metavar="FOLDER",
         help="for the model and the pictures (default: %(default)s)",

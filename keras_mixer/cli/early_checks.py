@@ -4,10 +4,12 @@ A call that is wrong on every machine raises a `UsageError` (exit status 2); a f
 package that this machine lacks an `OSError` or an `ImportError` (exit status 1).
 """
 
+import argparse
 import importlib.util
 import json
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from keras_mixer.cli.messages import UsageError
@@ -101,12 +103,12 @@ def check_variant(name: str, flag: str = "--variant") -> None:
         )
 
 
-def check_weights(variant: str, weights: str) -> None:
+def check_weights(variant: str, weights: str, flag: str = "--weights") -> None:
     """Raise unless there is such a checkpoint, file or address, or it is `"none"`."""
     if weights == "none":
         return
     if weights.endswith(WEIGHT_ENDINGS):
-        check_file(weights, "--weights")
+        check_file(weights, flag)
     elif weights.startswith("hf://"):
         check_address(weights)
     else:
@@ -193,7 +195,7 @@ def check_writable(
     """
     if not str(path):
         raise UsageError(f"{name} must not be empty.")
-    path = Path(path).expanduser()
+    path = Path(path)
     if path.exists() and path.is_dir() != folder:
         kind = "a file" if folder else "a folder"
         raise FileExistsError(f"{str(path)!r} ({name}) is {kind}. Choose another name.")
@@ -230,19 +232,38 @@ def check_data(data: str, *, flag: str = "--data", data_dir: str | None = None) 
     """
     if not data:
         raise UsageError(f"{flag} must name a data set or a folder. Received: ''")
-    path = Path(data).expanduser()
+    path = Path(data)
     if path.is_file():
         raise NotADirectoryError(
             f"{flag} must be a data set of TFDS or a folder. {data!r} is a file."
         )
     if data.startswith(("/", "./", "../", "~")) and not path.is_dir():
         raise FileNotFoundError(f"There is no folder {data!r} ({flag}).")
-    if data_dir is not None and not Path(data_dir).expanduser().is_dir():
+    if data_dir is not None and not Path(data_dir).is_dir():
         raise FileNotFoundError(f"There is no folder {data_dir!r} (--data-dir).")
     pictures = ("pillow",) if path.is_dir() else ()
     check_packages(
         "Reading data", "data", "tensorflow", "tensorflow-datasets", *pictures
     )
+
+
+def check_none_given(
+    options: argparse.Namespace, beside: str, defaults: Mapping[str, object]
+) -> None:
+    """Raise a `UsageError` if a flag is given that would do nothing.
+
+    Args:
+        options: The parsed options.
+        beside: What makes the flags useless, in words, such as `"with --input"`.
+        defaults: Names of options -> their values where they are not given.
+    """
+    given = [
+        f"--{name.replace('_', '-')}"
+        for name, default in defaults.items()
+        if getattr(options, name) != default
+    ]
+    if given:
+        raise UsageError(f"{', '.join(given)} cannot be used {beside}.")
 
 
 def check_dtype(name: str | None, flag: str = "--dtype") -> None:

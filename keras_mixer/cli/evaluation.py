@@ -14,9 +14,11 @@ from keras_mixer.cli.arguments import (
     check_chosen_model,
     check_source,
     chosen_model,
+    expanded,
     integer,
     number,
     opened_source,
+    path_of,
     reads_data,
 )
 from keras_mixer.cli.early_checks import check_file, check_plot, check_writable
@@ -52,7 +54,7 @@ def add(commands: "Commands") -> None:
     _add_run_options(command)
     command.add_argument(
         "--real",
-        type=Path,
+        type=path_of,
         metavar="FILE",
         help="ReaL labels: a JSON list of lists of classes, one per image, in the "
         "order of the sorted file names (of the data set, where it has no files)",
@@ -72,7 +74,7 @@ def add(commands: "Commands") -> None:
         help="how many classes to list, the worst first (default: %(default)s)",
     )
     command.add_argument(
-        "--plot", type=Path, metavar="PNG", help="draw the confusion matrix there"
+        "--plot", type=path_of, metavar="PNG", help="draw the confusion matrix there"
     )
     _add_fewshot(commands)
 
@@ -119,6 +121,7 @@ def _add_fewshot(commands: "Commands") -> None:
     )
     command.add_argument(
         "--cache-dir",
+        type=expanded,
         metavar="FOLDER",
         help="keep the features there for the next run (default: keep none)",
     )
@@ -129,7 +132,7 @@ def _add_run_options(command: Parser) -> None:
         "--batch-size", type=integer(1), default=64, help="default: %(default)s"
     )
     command.add_argument(
-        "--json", type=Path, metavar="FILE", help="write all numbers to this file"
+        "--json", type=path_of, metavar="FILE", help="write all numbers to this file"
     )
 
 

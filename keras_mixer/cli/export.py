@@ -2,7 +2,7 @@
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from keras_mixer.cli.arguments import (
     add_command,
@@ -10,6 +10,7 @@ from keras_mixer.cli.arguments import (
     add_model_options,
     check_chosen_model,
     chosen_model,
+    expanded,
     integer,
 )
 from keras_mixer.cli.early_checks import (
@@ -18,6 +19,7 @@ from keras_mixer.cli.early_checks import (
     check_packages,
     check_writable,
 )
+from keras_mixer.cli.formats import FORMATS, PRECISIONS
 from keras_mixer.cli.messages import UsageError
 
 if TYPE_CHECKING:
@@ -27,38 +29,6 @@ if TYPE_CHECKING:
     from keras_mixer.cli.arguments import Commands
     from keras_mixer.models import MLPMixer
 
-
-_PRECISIONS = ("float32", "bfloat16", "float16")
-
-
-class _Format(NamedTuple):
-    """What must be known of a format before Keras is imported."""
-
-    ending: str
-    extra: str
-    packages: tuple[str, ...]
-    backends: tuple[str, ...] = ("tensorflow", "jax", "torch")
-    precisions: tuple[str, ...] = _PRECISIONS
-
-
-FORMATS = {
-    "onnx": _Format(
-        ".onnx",
-        "export",
-        ("onnx", "onnxruntime"),
-        precisions=("float32", "float16"),
-    ),
-    "openvino": _Format(".xml", "export", ("onnx", "onnxruntime", "openvino")),
-    "tf_saved_model": _Format("", "tensorflow", ("tensorflow",), ("tensorflow", "jax")),
-    "litert": _Format(
-        ".tflite",
-        "export",
-        ("tensorflow", "ai-edge-litert"),
-        ("tensorflow",),
-        precisions=("float32",),
-    ),
-    "torch": _Format(".pt2", "torch", ("torch",), ("torch",)),
-}
 _INT8 = ("onnx", "openvino")
 _NOT_BESIDE_INT8 = (("float16", "onnx"),)
 
@@ -81,6 +51,7 @@ def add(commands: "Commands") -> None:
     )
     command.add_argument(
         "target",
+        type=expanded,
         metavar="TARGET",
         help="ends in .onnx, .xml (OpenVINO), .tflite (LiteRT) or .pt2 (torch); with "
         "no ending the folder of a SavedModel",
@@ -91,7 +62,7 @@ def add(commands: "Commands") -> None:
     )
     command.add_argument(
         "--precision",
-        choices=_PRECISIONS,
+        choices=PRECISIONS,
         default="float32",
         help="number format of the computation; .onnx has no bfloat16, .tflite only "
         "float32 (default: %(default)s)",
@@ -100,6 +71,7 @@ def add(commands: "Commands") -> None:
     group = command.add_argument_group("int8, for .onnx and .xml")
     group.add_argument(
         "--int8",
+        type=expanded,
         metavar="NAME_OR_FOLDER",
         help="write int8, calibrated with training images: a folder of pictures, or a "
         "data set of TFDS, such as cifar10",

@@ -13,6 +13,7 @@ from keras_mixer.cli.arguments import (
     chosen_model,
     epilog,
     integer,
+    path_of,
 )
 from keras_mixer.cli.early_checks import check_backend, check_file, check_plot
 from keras_mixer.cli.messages import UsageError
@@ -85,7 +86,7 @@ def add(commands: "Commands") -> None:
     picture.add_argument(
         "logs",
         nargs="+",
-        type=Path,
+        type=path_of,
         metavar="LOG",
         help="a log.csv of `finetune` or `pretrain`, or of Keras's CSVLogger",
     )
@@ -105,7 +106,7 @@ def _add_evidence(pictures: "Commands") -> None:
         flags={"class_index": "--class", "image": "IMAGE"},
     )
     _add_png(picture)
-    picture.add_argument("image", type=Path, metavar="IMAGE", help="the photo")
+    picture.add_argument("image", type=path_of, metavar="IMAGE", help="the photo")
     add_model_options(picture)
     picture.add_argument(
         "--class",
@@ -123,7 +124,9 @@ def _add_evidence(pictures: "Commands") -> None:
 
 
 def _add_png(picture: Parser) -> None:
-    picture.add_argument("target", type=Path, metavar="PNG", help="the file to write")
+    picture.add_argument(
+        "target", type=path_of, metavar="PNG", help="the file to write"
+    )
 
 
 def _add_picture_options(picture: Parser) -> None:

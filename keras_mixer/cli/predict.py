@@ -16,7 +16,9 @@ from keras_mixer.cli.arguments import (
     add_model_options,
     check_chosen_model,
     chosen_model,
+    expanded,
     integer,
+    path_of,
     read_labels,
 )
 from keras_mixer.cli.early_checks import check_file, check_packages, check_plot
@@ -68,6 +70,7 @@ def add(commands: "Commands") -> None:
     )
     command.add_argument(
         "images",
+        type=expanded,
         nargs="+",
         metavar="IMAGE",
         help="a picture, a folder of them, or - for a picture on standard input",
@@ -89,7 +92,7 @@ def add(commands: "Commands") -> None:
     )
     command.add_argument(
         "--plot",
-        type=Path,
+        type=path_of,
         metavar="PNG",
         help=f"also draw the result to this file; more than {PAGE} pictures make "
         "several, PNG-1.png, PNG-2.png, ...",

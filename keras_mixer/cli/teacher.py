@@ -1,9 +1,12 @@
 """What `--teacher` names: a whole model, a checkpoint, or an exported file."""
 
 import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from keras_mixer.cli.arguments import expanded
 from keras_mixer.cli.early_checks import (
     check_file,
     check_model_source,
@@ -11,17 +14,13 @@ from keras_mixer.cli.early_checks import (
     check_variant,
     check_weights,
 )
-from keras_mixer.cli.messages import UsageError
+from keras_mixer.cli.formats import exported_format
+from keras_mixer.cli.messages import UsageError, in_flags
 from keras_mixer.variants import VARIANTS
 
 _FLAG = "--teacher"
-# Endings of exported files, and the packages that read them.
-_PACKAGES = {
-    ".onnx": ("onnxruntime",),
-    ".xml": ("openvino",),
-    ".tflite": ("ai-edge-litert",),
-    ".pt2": ("torch",),
-}
+# What the functions that read a teacher call what is in `--teacher`.
+_ARGUMENTS = ("variant", "weights", "source", "path")
 
 
 def check_teacher(name: str) -> None:
@@ -35,7 +34,8 @@ def check_teacher(name: str) -> None:
     variant, weights = _checkpoint(name)
     if weights:
         check_variant(variant, _FLAG)
-        check_weights(variant, weights)
+        with _named_teacher(name):
+            check_weights(variant, weights, _FLAG)
         if weights == "none":
             raise UsageError(f"{_FLAG} must have weights. Received: {name!r}")
     elif variant:
@@ -43,11 +43,10 @@ def check_teacher(name: str) -> None:
             f"{_FLAG} must name the weights, too, such as {variant}:imagenet1k. "
             f"Received: {name!r}"
         )
-    elif packages := _PACKAGES.get(Path(name).suffix):
-        check_file(name, _FLAG)
-        check_packages("Reading the teacher", "export", *packages)
-    elif _is_saved_model(name):
-        check_packages("Reading the teacher", "tensorflow", "tensorflow")
+    elif exported := exported_format(name):
+        if exported.ending:
+            check_file(name, _FLAG)
+        check_packages("Reading the teacher", exported.extra, *exported.readers)
     else:
         check_model_source(name, _FLAG)
 
@@ -61,20 +60,34 @@ def teacher_argument(options: argparse.Namespace) -> dict[str, Any]:
     from keras_mixer.models import CONSTRUCTORS
 
     variant, weights = _checkpoint(name)
-    if variant:
-        return {"teacher": CONSTRUCTORS[variant](weights=weights)}
-    if Path(name).suffix in _PACKAGES or _is_saved_model(name):
-        return {"teacher": export.load(name)}
-    return {"teacher": hub.read_model(name)}
+    with _named_teacher(name):
+        if variant:
+            return {"teacher": CONSTRUCTORS[variant](weights=weights)}
+        if exported_format(name):
+            return {"teacher": export.load(name)}
+        return {"teacher": hub.read_model(name)}
+
+
+@contextmanager
+def _named_teacher(name: str) -> Iterator[None]:
+    """Let errors about the teacher's weights or file name `--teacher`.
+
+    The model that learns has flags of the same words.
+    """
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        if len(error.args) == 1 and isinstance(error.args[0], str):
+            words = argparse.Namespace(flags=dict.fromkeys(_ARGUMENTS, _FLAG))
+            sentence = in_flags(error.args[0], words)
+            part = _checkpoint(name)[1]
+            error.args = (sentence.replace(f"{_FLAG} {part!r}", f"{_FLAG} {name!r}"),)
+        raise
 
 
 def _checkpoint(name: str) -> tuple[str, str]:
     """Return the two parts of VARIANT:WEIGHTS; the first is empty for other names."""
     variant, _, weights = name.partition(":")
     if variant in VARIANTS and not Path(name).exists():
-        return variant, weights
+        return variant, expanded(weights)
     return "", ""
-
-
-def _is_saved_model(name: str) -> bool:
-    return (Path(name) / "saved_model.pb").is_file()

@@ -90,7 +90,6 @@ def _add_data_options(command: Parser) -> None:
 
 def _check(options: argparse.Namespace) -> None:
     check_run(options)
-    options.output = options.output.expanduser()
     check_writable(options.output, "--output", folder=True)
     check_source(options)
     # The curves are drawn at the end.

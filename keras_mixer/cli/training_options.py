@@ -8,10 +8,9 @@ set, if there is one, else from the defaults of `training.finetune` and
 import argparse
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from keras_mixer.cli.arguments import Parser, integer, number
+from keras_mixer.cli.arguments import Parser, expanded, integer, number, path_of
 from keras_mixer.cli.early_checks import check_backend
 from keras_mixer.cli.messages import UsageError
 
@@ -196,6 +195,7 @@ def _add_recipe_options(command: Parser) -> "tuple[Group, Group]":
     recipe.add_argument("--loss", choices=("softmax", "sigmoid"))
     recipe.add_argument(
         "--teacher",
+        type=expanded,
         metavar="MODEL",
         help="also learn from this model of the same classes: a .keras, a folder of a "
         "published model, hf://owner/name, VARIANT:WEIGHTS such as B/16:imagenet1k, or "
@@ -225,7 +225,7 @@ def _add_run_options(command: Parser) -> None:
     run = command.add_argument_group("run")
     run.add_argument(
         "--output",
-        type=Path,
+        type=path_of,
         required=True,
         metavar="FOLDER",
         help="folder for the checkpoints, the logs and the trained model",

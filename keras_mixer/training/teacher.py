@@ -142,15 +142,18 @@ def _check_place(devices: Devices) -> None:
 
 
 def _load(path: str | os.PathLike[str]) -> Any:
-    import keras_mixer  # the user's own call, of a floor above this one
+    # `export` lies on this floor, so it is called as a user calls it: by the package.
+    import keras_mixer
 
     try:
         return keras_mixer.export.load(path)
-    except ValueError as error:
-        raise ValueError(
+    except (ValueError, FileNotFoundError) as error:
+        missing = isinstance(error, FileNotFoundError)
+        raise (FileNotFoundError if missing else ValueError)(
             "`teacher` must be a Keras model or an exported file. Received: teacher="
             f"{os.fspath(path)!r}. Other files are read by `keras.saving.load_model`, "
-            f"repositories by `keras_mixer.from_pretrained`. ({error})"
+            "repositories by `keras_mixer.from_pretrained`, named weights by the "
+            f"constructors, such as `keras_mixer.MixerB16`. ({error})"
         ) from error
 
 

@@ -103,7 +103,7 @@ def test_export_int8_from_a_data_set(written, tmp_path, monkeypatch):
 
 def test_formats_are_those_of_the_wing():
     """The check before Keras is imported knows the same endings, packages, backends."""
-    from keras_mixer.cli.export import FORMATS
+    from keras_mixer.cli.formats import FORMATS
     from keras_mixer.export.formats import FORMATS as _FORMATS
 
     assert FORMATS.keys() == _FORMATS.keys()

@@ -1,7 +1,9 @@
 """Wrong calls: one sentence that says what came and what to do, and an exit status."""
 
+import argparse
 import errno
 import importlib
+import re
 import sys
 from types import SimpleNamespace
 
@@ -62,6 +64,7 @@ USAGE = [
     ("finetune {run} --distillation-weight 1", "--distillation-weight needs --teacher"),
     ("finetune {run} --teacher B/16", "such as B/16:imagenet1k. Received: 'B/16'"),
     ("finetune {run} --teacher B/16:none", "--teacher must have weights"),
+    ("finetune {run} --teacher B/16:no", "Received: --teacher 'B/16:no'. It has"),
     ("finetune {run} --teacher text.txt", "--teacher must be a folder of a published"),
     ("finetune {run} --randaugment 2 30", "a magnitude from 0 to 20. Received: 2 30"),
     ("finetune {run} --save-every 4 --validate-every 6", "multiple of --save-every"),
@@ -94,6 +97,8 @@ USAGE = [
     ("benchmark --variants XL/4", "--variants must be one of Ti/4"),
     ("benchmark --batch-sizes 0", "--batch-sizes: must be a positive integer"),
     ("benchmark --dtypes half", "--dtypes must be float32"),
+    ("benchmark --input folder --train --plot a.png", "--train, --plot cannot be used"),
+    ("benchmark --input folder --rounds 5", "--rounds cannot be used with --input"),
     ("tpu-compile --batch some", "--batch: must be a positive integer"),
     ("tpu-compile --variant B/17", "--variant must be one of Ti/4"),
     ("tpu-compile --backend torch", "argument --backend: invalid choice: 'torch'"),
@@ -108,6 +113,7 @@ USAGE = [
     ("convert weights.npz new --input-shape 0 1 3", "--input-shape: must be a posit"),
     ("verify", "the following arguments are required: SOURCE"),
     ("publish weights.npz mixer", "OWNER/NAME must be two names. Received: 'mixer'"),
+    ("publish --space a/b --timm --licence mit", "--timm, --licence cannot be used"),
     ("publish weights.npz a/b/c", "OWNER/NAME must be two names"),
 ]
 # What is not there, or cannot be written: status 1.
@@ -123,6 +129,8 @@ FAILED = [
     ("finetune --data text.txt --output run", "'text.txt' is a file"),
     ("finetune --data folder --output text.txt", "'text.txt' (--output) is a file"),
     ("finetune {run} --data-dir absent", "no folder 'absent' (--data-dir)"),
+    ("finetune {run} --teacher B/16:absent.npz", "no file 'absent.npz' (--teacher)"),
+    ("benchmark --input ./absent", "There is no folder './absent' (--input)"),
     ("evaluate --data cifar10 --real absent.json", "no file 'absent.json' (--real)"),
     ("evaluate --data cifar10 --real text.txt", "--real must be a JSON file"),
     ("evaluate --data cifar10 --json folder", "'folder' (--json) is a folder"),
@@ -144,7 +152,7 @@ def place(tmp_path, monkeypatch):
     """The working directory of the calls; a command that begins is a failure."""
     (tmp_path / "text.txt").write_text("no JSON")
     (tmp_path / "folder").mkdir()
-    for name in ("photo.png", "b.png", "m.keras", "weights.npz"):
+    for name in ("photo.png", "b.png", "m.keras", "weights.npz", "b.xml", "b.pt2"):
         (tmp_path / name).write_text("anything")
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("HF_TOKEN", raising=False)
@@ -208,6 +216,48 @@ def test_what_is_not_there_is_one_sentence_and_status_1(call, message, place, ca
     assert sorted(place.rglob("*")) == before
 
 
+# --- paths ------------------------------------------------------------------------
+
+# Options that name files or folders, by their metavars or their names.
+PATHS = re.compile(r"FILE|FOLDER|PNG|IMAGE|LOG|SOURCE|TARGET|MODEL|^(model|weights)$")
+
+
+def options_of(parser):
+    """Yield every option of a parser and of the commands in it."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for command in action.choices.values():
+                yield from options_of(command)
+        else:
+            yield action
+
+
+def test_every_path_begins_where_a_tilde_says(monkeypatch):
+    """The shell leaves the `~` of `--model=~/run` as it is."""
+    monkeypatch.setenv("HOME", "/home/somebody")
+    found = [
+        option
+        for option in options_of(command_line.parser())
+        if PATHS.search(str(option.metavar or option.dest)) and option.nargs != 0
+    ]
+    assert len(found) > 30
+    for option in found:
+        assert str(option.type("~/x")) == "/home/somebody/x", option
+        assert str(option.type("hf://a/b")).startswith("hf:"), option
+        assert str(option.type("~nobody-of-that-name/x")).startswith("~"), option
+
+
+def test_a_tilde_after_an_equals_sign(place, capsys, monkeypatch):
+    monkeypatch.setenv("HOME", str(place))
+    for call, message in (
+        ("predict photo.png --labels=~/no.txt", f"no file '{place}/no.txt' (--labels)"),
+        ("predict photo.png --model=~/no.keras", f"'{place}/no.keras' (--model)"),
+        ("benchmark --json=~/folder", f"'{place}/folder' (--json) is a folder"),
+        ("finetune {run} --teacher B/16:~/no.npz", f"'{place}/no.npz' (--teacher)"),
+    ):
+        assert message in complaint(call, capsys)[1]
+
+
 # --- the machine ------------------------------------------------------------------
 
 
@@ -240,6 +290,9 @@ def test_the_backend_of_keras_own_file(place, monkeypatch):
         ("predict photo.png --plot a.png", "matplotlib", "keras-mixer[plot]"),
         ("finetune {run}", "tensorflow-datasets", "keras-mixer[data]"),
         ("finetune {run} --tensorboard", "tensorboard", "keras-mixer[tensorboard]"),
+        ("benchmark --input cifar10", "tensorflow-datasets", "keras-mixer[data]"),
+        ("finetune {run} --teacher b.xml", "openvino", "keras-mixer[export]"),
+        ("finetune {run} --teacher b.pt2", "torch", "keras-mixer[torch]"),
         ("export new", "tensorflow", "keras-mixer[tensorflow]"),
         ("export new.onnx", "onnxruntime", "keras-mixer[export]"),
         ("demo", "scikit-learn", "keras-mixer[demo]"),
