@@ -8,6 +8,8 @@ from pathlib import Path
 
 import keras
 
+from keras_mixer.processor import cpu_field
+
 _CLEAR_REFS = Path("/proc/self/clear_refs")
 _STATUS = Path("/proc/self/status")
 
@@ -15,10 +17,11 @@ _STATUS = Path("/proc/self/status")
 def describe_machine() -> dict[str, str]:
     """Return backend, devices, processor, system and versions, as short texts."""
     backend = keras.config.backend()
+    processor = cpu_field("model name") or platform.processor() or platform.machine()
     return {
         "backend": f"{backend} {_version(backend)}",
         "devices": ", ".join(_accelerators(backend)) or "CPU",
-        "processor": f"{_processor()}, {_count_cores()} cores",
+        "processor": f"{processor}, {_count_cores()} cores",
         "system": platform.platform(terse=True),
         "keras": keras.version(),
         "python": platform.python_version(),
@@ -118,15 +121,6 @@ def _accelerators(backend: str) -> list[str]:
     import torch
 
     return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-
-
-def _processor() -> str:
-    path = Path("/proc/cpuinfo")
-    if path.exists():
-        for line in path.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def _count_cores() -> int:

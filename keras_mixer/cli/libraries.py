@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from types import ModuleType
 
 from keras_mixer.cli.early_checks import backend
+from keras_mixer.processor import cpu_field
 
 # Variables of TensorFlow and of the C++ libraries in it. Whoever sets one of them wants
 # to see something.
@@ -61,9 +62,7 @@ def keep_compiled_programs() -> None:
 
 def _processor() -> str:
     """Return a name for what this machine's processor can do."""
-    features = platform.processor()
-    with contextlib.suppress(OSError), open("/proc/cpuinfo") as file:
-        features = next((line for line in file if line.startswith("flags")), features)
+    features = cpu_field("flags") or platform.processor()
     return f"{platform.machine()}-{hashlib.sha256(features.encode()).hexdigest()[:8]}"
 
 

@@ -15,25 +15,46 @@ from keras_mixer.distribution import loops
 from keras_mixer.distribution.devices import Devices
 
 
-class Mirrored(Devices):
-    """`tf.distribute.MirroredStrategy`: every visible GPU holds the whole model.
+class _Strategy(Devices):
+    """Devices of a TensorFlow strategy for which Keras's own `fit` can train.
 
-    Training and evaluation are Keras's own; what they cannot do on several devices is
-    one clear error before they start.
+    What it cannot do on several devices is one clear error before it starts.
 
     Attributes:
         strategy: The TensorFlow strategy.
     """
 
-    def __init__(self, strategy: Any = None) -> None:
-        import tensorflow as tf
-
-        self.strategy = strategy or tf.distribute.MirroredStrategy()
-        self.num_replicas = self.strategy.num_replicas_in_sync
+    def __init__(self, strategy: Any) -> None:
+        self.strategy = strategy
+        self.num_replicas = strategy.num_replicas_in_sync
 
     def scope(self) -> AbstractContextManager[Any]:
         """Return the context in which to build, load and compile the model."""
         return self.strategy.scope()
+
+    def _check(self, model: keras.Model) -> None:
+        if model.distribute_strategy is not self.strategy:
+            raise ValueError(
+                "`model` must be built, loaded or cloned inside `scope()` of the "
+                "devices that train it. Received: a model built outside."
+            )
+        if self.num_replicas > 1 and model.compiled and model.jit_compile is True:
+            raise ValueError(
+                "Several replicas cannot be compiled by `jit_compile=True`. "
+                'Use `compile(..., jit_compile="auto")`.'
+            )
+
+
+class Mirrored(_Strategy):
+    """`tf.distribute.MirroredStrategy`: every visible GPU holds the whole model.
+
+    Training and evaluation are Keras's own.
+    """
+
+    def __init__(self, strategy: Any = None) -> None:
+        import tensorflow as tf
+
+        super().__init__(strategy or tf.distribute.MirroredStrategy())
 
     def fit(
         self, model: keras.Model, batches: Any, **arguments: Any
@@ -65,36 +86,22 @@ class Mirrored(Devices):
         return model.predict(x, batch_size=batch_size, verbose=verbose)
 
     def _check(self, model: keras.Model) -> None:
-        if model.distribute_strategy is not self.strategy:
-            raise ValueError(
-                "`model` must be built, loaded or cloned inside `scope()` of the "
-                "devices that train it. Received: a model built outside."
-            )
-        if self.num_replicas > 1 and model.compiled and model.jit_compile is True:
-            raise ValueError(
-                "Several replicas cannot be compiled by `jit_compile=True`. "
-                'Use `compile(..., jit_compile="auto")`.'
-            )
+        super()._check(model)
         if self.num_replicas > 1 and model.compiled and model.steps_per_execution > 1:
-            self._check_steps_per_execution(model)
-
-    def _check_steps_per_execution(self, model: keras.Model) -> None:
-        raise ValueError(
-            "Keras cannot run several steps per execution on several mirrored devices. "
-            f"Received: steps_per_execution={model.steps_per_execution}. Use 1."
-        )
+            raise ValueError(
+                "Keras cannot run several steps per execution on several mirrored "
+                f"devices. Received: steps_per_execution={model.steps_per_execution}. "
+                "Use 1."
+            )
 
 
-class TPU(Mirrored):
+class TPU(_Strategy):
     """`tf.distribute.TPUStrategy`: every TPU core holds the whole model.
 
     A program for TPU has static shapes: `fit` needs full batches (`drop_remainder`);
     `evaluate` and `predict` pad the last one and leave the padding out of the result.
     `compile(..., steps_per_execution=...)` makes several steps per call from the host.
     """
-
-    def _check_steps_per_execution(self, model: keras.Model) -> None:
-        pass
 
     def fit(
         self,
@@ -115,20 +122,6 @@ class TPU(Mirrored):
         validation = loops.Validation(self._logs, validation_data, validation_freq)
         callbacks = [validation, *(kwargs.pop("callbacks", None) or ())]
         return model.fit(batches, callbacks=callbacks, **kwargs)
-
-    def evaluate(
-        self,
-        model: keras.Model,
-        batches: Any,
-        *,
-        steps: int | None = None,
-        return_dict: bool = False,
-        verbose: Any = 0,
-    ) -> Any:
-        """Return what `model.evaluate` returns on one device."""
-        return Devices.evaluate(
-            self, model, batches, steps=steps, return_dict=return_dict, verbose=verbose
-        )
 
     def predict(
         self, model: keras.Model, x: Any, *, batch_size: int = 32, verbose: Any = 0

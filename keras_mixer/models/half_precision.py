@@ -4,6 +4,8 @@ import warnings
 
 import keras
 
+from keras_mixer.processor import cpu_field
+
 _HALF = ("bfloat16", "float16")
 _warned: set[str] = set()
 
@@ -22,11 +24,7 @@ def loses_onednn(model: keras.Model) -> bool:
 
 def has_amx() -> bool:
     """Return whether the processor has units for products in bfloat16 (on Linux)."""
-    try:
-        with open("/proc/cpuinfo") as file:
-            return any("amx_bf16" in line.split() for line in file)
-    except OSError:
-        return False
+    return "amx_bf16" in cpu_field("flags").split()
 
 
 def warn_where_slow(model: keras.Model) -> None:

@@ -8,8 +8,8 @@ size.
 
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
+from typing import TYPE_CHECKING, Any, NamedTuple
+from weakref import ReferenceType, WeakKeyDictionary, ref
 
 import keras
 
@@ -20,7 +20,22 @@ if TYPE_CHECKING:
 
 _called_by_compiler = ContextVar("called_by_compiler", default=False)
 
-_Program = Callable[..., "torch.Tensor"]
+_Compiled = Callable[..., "torch.Tensor"]
+
+
+class _Program(NamedTuple):
+    """A compiled program, and the variables whose values it takes, in their order."""
+
+    run: _Compiled
+    variables: "list[ReferenceType[keras.Variable]]"
+
+    def takes(self, variables: Sequence[keras.Variable]) -> bool:
+        """Whether these are its variables, not others that got their ids later."""
+        return all(
+            known() is variable
+            for known, variable in zip(self.variables, variables, strict=True)
+        )
+
 
 # Not attributes of the models, where Keras would take the graphs for layers.
 _programs: WeakKeyDictionary[keras.Model, dict[Any, _Program]] = WeakKeyDictionary()
@@ -57,13 +72,15 @@ def _is_drawn_or_repeated(layer: keras.layers.Layer) -> bool:
 def run(model: keras.Model, images: "torch.Tensor", training: bool | None) -> Any:
     """Return the model's output, computed by the compiled program."""
     groups = model.trainable_variables, model.non_trainable_variables
+    variables = [variable for group in groups for variable in group]
     identity = [tuple(map(id, group)) for group in groups]
     key = (bool(training), images.dtype, images.shape[1:], *identity)
     values = [[variable.value for variable in group] for group in groups]
     programs = _programs.setdefault(model, {})
-    if key not in programs:
-        programs[key] = _compiled(model, values, images, bool(training))
-    return programs[key](*values, images)
+    if key not in programs or not programs[key].takes(variables):
+        run = _compiled(model, values, images, bool(training))
+        programs[key] = _Program(run, [ref(variable) for variable in variables])
+    return programs[key].run(*values, images)
 
 
 def is_called_by_compiler() -> bool:
@@ -94,7 +111,7 @@ def _compiled(
     values: Sequence[list["torch.Tensor"]],
     images: "torch.Tensor",
     training: bool,
-) -> _Program:
+) -> _Compiled:
     import torch
     from torch.fx.experimental.proxy_tensor import make_fx
 

@@ -89,3 +89,19 @@ def test_another_graph_after_quantizing(graphs, tiny_images):
         model.jit_compile = False
         np.testing.assert_allclose(after, model(images), atol=1e-5)
     assert 1e-6 < (after - before).abs().max() < 0.1
+
+
+def test_a_program_is_not_taken_for_one_of_other_variables(monkeypatch, tiny_images):
+    """An id is given again when its variable is gone; here all ids are one."""
+    from keras_mixer.models import torch_graph
+
+    monkeypatch.setattr(torch_graph, "id", lambda variable: 0, raising=False)
+    monkeypatch.setattr(torch, "compile", lambda graph: graph)
+    model = drawn_model()
+    expected = keras.ops.convert_to_numpy(model(tiny_images))
+    for frozen in ("stem", "head"):  # as many variables, in another order
+        model.trainable = True
+        model.get_layer(frozen).trainable = False
+        with torch.no_grad():
+            found = torch_graph.run(model, torch.as_tensor(tiny_images), False)
+        np.testing.assert_allclose(found.numpy(), expected, atol=1e-5)
