@@ -29,7 +29,7 @@ def main() -> None:
     scores = model.predict(preprocess(pictures, model), verbose=0)
     shown = [np.asarray(picture) for picture in pictures]
     write("predictions.png", visualize.predictions(shown, scores, model.labels))
-    write("evidence.png", visualize.evidence_figure(model, pictures[1]))
+    write("evidence.png", visualize.evidence_figure(model, pictures[2]))
 
 
 def drawings() -> list[Image]:

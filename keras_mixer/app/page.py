@@ -30,8 +30,9 @@ A picture in, its class out, by an MLP-Mixer: a network that mixes patches and c
 with small MLPs alone. Your pictures stay on the machine that runs this page."""
 
 _EVIDENCE = """
-The score of a class is a sum of one share per patch. Red patches raise it, blue ones
-lower it. A share is where the evidence ends, not where it came from."""
+The score of a class is a sum of one share per patch. Red patches give more than the
+mean share, blue ones less. A share is where the evidence ends, not where it came
+from."""
 
 # Focus that can be seen, no wider than a phone, and controls as high as a thumb.
 STYLE = """

@@ -31,9 +31,10 @@ if TYPE_CHECKING:
 Method = Literal["exact", "occlusion"]
 
 _CAPTIONS = {
-    "exact": "Red patches raise the score of the class, blue ones lower it; all shares "
-    "and the bias of the head add up to the logit. A share is where the evidence ends, "
-    "not where it came from: the blocks have mixed all patches before.",
+    "exact": "White is the mean share. Red patches give the class more than that, blue "
+    "ones less, which need not be below zero; all shares and the bias of the head add "
+    "up to the logit. A share is where the evidence ends, not where it came from: the "
+    "blocks have mixed all patches before.",
     "occlusion": "Red patches: the logit falls when the patch is replaced by grey; "
     "blue: it rises. The drops do not add up to the logit, and a grey square is itself "
     "something that the model sees.",
@@ -113,7 +114,9 @@ def evidence_figure(
     """Draw `evidence` over the picture as a person sees it.
 
     The picture keeps its size and aspect ratio; a frame shows the part that the model
-    sees. Red patches speak for the class, blue ones against it.
+    sees. Exact shares are coloured by their difference from their mean, red above and
+    blue below: often every patch speaks for the class, and only how much differs.
+    Drops of the occlusion are coloured by their difference from zero.
 
     Args:
         model: As in `evidence`.
@@ -152,12 +155,17 @@ def evidence_figure(
     left.imshow(picture, interpolation="nearest")
     grey = picture.mean(axis=2, keepdims=True)
     right.imshow(np.broadcast_to(0.4 + 0.6 * grey, picture.shape))
-    overlay = _draw_shares(right, shares, region)
+    centre = float(shares.mean()) if method == "exact" else 0.0
+    overlay = _draw_shares(right, shares, region, centre)
     for axes in (left, right):
         axes.axis("off")
         _draw_frame(axes, region, picture.shape)
     bar = figure.colorbar(overlay, ax=right, shrink=0.75, aspect=25)
-    bar.set_label("share of the logit" if method == "exact" else "drop of the logit")
+    bar.set_label(
+        f"share of the logit (white: the mean, {centre:.3g})"
+        if method == "exact"
+        else "drop of the logit (white: none)"
+    )
     bar.outline.set_visible(False)
     add_caption(figure, _CAPTIONS[method])
     return figure
@@ -228,16 +236,18 @@ def _draw_shares(
     axes: "Axes",
     shares: NDArray[np.float64],
     region: Region,
+    centre: float,
 ) -> Any:
-    """Draw one square per patch, the more opaque the larger its share."""
-    limit = max(float(np.abs(shares).max()), TINY)
+    """Draw one square per patch, the more opaque the farther from `centre`."""
+    distances = np.abs(shares - centre)
+    limit = max(float(distances.max()), TINY)
     left, right, bottom, top = (edge - 0.5 for edge in region)
     return axes.imshow(
         shares,
         cmap="RdBu_r",
-        vmin=-limit,
-        vmax=limit,
-        alpha=0.1 + 0.6 * np.abs(shares) / limit,
+        vmin=centre - limit,
+        vmax=centre + limit,
+        alpha=0.1 + 0.6 * distances / limit,
         extent=(left, right, bottom, top),
         interpolation="nearest",
     )

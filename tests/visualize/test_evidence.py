@@ -183,7 +183,13 @@ def test_the_figure_shows_the_picture_and_every_share():
     shares = visualize.evidence(model, photo, best)
     overlay = right.images[1]
     assert_allclose(overlay.get_array(), shares, atol=1e-6)
-    assert overlay.get_clim() == (-np.abs(shares).max(), np.abs(shares).max())
+    mean = shares.mean()
+    limit = np.abs(shares - mean).max()
+    assert_allclose(overlay.get_clim(), (mean - limit, mean + limit))
+    assert_allclose(overlay.get_alpha(), 0.1 + 0.6 * np.abs(shares - mean) / limit)
+    assert figure.axes[2].get_ylabel() == (
+        f"share of the logit (white: the mean, {mean:.3g})"
+    )
     bias = float(keras.ops.convert_to_numpy(model.get_layer("head").bias)[best])
     title = figure.get_suptitle()
     assert title.startswith(f"{LABELS[best]}: logit {shares.sum() + bias:.2f} = ")
@@ -192,7 +198,9 @@ def test_the_figure_shows_the_picture_and_every_share():
     assert other.get_suptitle().startswith(f"{LABELS[1]}: logit")
     assert "do not add up" in other.get_supxlabel()
     drops = visualize.evidence(model, photo, 1, "occlusion")
-    assert_allclose(other.axes[1].images[1].get_array(), drops, atol=1e-6)
+    overlay = other.axes[1].images[1]
+    assert_allclose(overlay.get_array(), drops, atol=1e-6)
+    assert_allclose(overlay.get_clim(), (-np.abs(drops).max(), np.abs(drops).max()))
 
 
 def test_a_normalised_image_is_drawn_as_the_pixels_it_was():
