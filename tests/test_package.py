@@ -57,6 +57,29 @@ def test_the_wheel_holds_the_package_and_the_embedded_checkpoint(wheel):
     assert weights.stat().st_size < 6_000_000
 
 
+def test_links_of_the_long_description_are_addresses(wheel):
+    """PyPI has no files beside it; what they lead to is there at the tag."""
+    (metadata,) = wheel.glob("*.dist-info/METADATA")
+    headers, _, text = metadata.read_text(encoding="utf-8").partition("\n\n")
+    assert "Description-Content-Type: text/markdown" in headers.splitlines()
+    version = re.search(r"^Version: (.+)$", headers, re.M)[1]
+    links = re.findall(r"(!?)\[[^\]]*\]\(([^)\s]+)\)", text)
+    own = (
+        f"https://github.com/keras-mixer/keras_mixer/blob/v{version}/",
+        f"https://raw.githubusercontent.com/keras-mixer/keras_mixer/v{version}/",
+    )
+    files = []
+    for image, link in links:
+        assert link.startswith("https://"), link
+        if link.startswith(own):
+            files.append(link)
+            assert link.startswith(own[bool(image)]), link
+            assert (ROOT / link.removeprefix(own[bool(image)])).is_file(), link
+    assert len(files) > 20
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(re.findall(r"\]\(", readme)) == len(links)
+
+
 @pytest.fixture
 def site(tmp_path):
     """Installed packages but for the other backends and everything optional."""
