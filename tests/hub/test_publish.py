@@ -182,7 +182,7 @@ def test_models_that_cannot_be_published_are_refused(tmp_path):
             write_repository(model, tmp_path / "new", **arguments)
         assert not (tmp_path / "new").exists()
 
-    refused(keras.Sequential(), "must hold a Mixer.*Received: 'sequential'")
+    refused(keras.Sequential(name="plain"), "must hold a Mixer.*Received: 'plain'")
     refused(
         make_model(), "keys training.*Received: 'author'", provenance={"author": ""}
     )
