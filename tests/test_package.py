@@ -45,6 +45,7 @@ def wheel(tmp_path_factory):
     return folder / "unpacked"
 
 
+@pytest.mark.backend_free
 def test_the_wheel_holds_the_package_and_the_embedded_checkpoint(wheel):
     files = {str(path.relative_to(wheel)) for path in wheel.rglob("*.*")}
     embedded = "keras_mixer/embedded/mixer-ti4-cifar10"
@@ -138,6 +139,7 @@ def test_importing_the_package_loads_no_backend():
     assert used == loaded_by("import keras")
 
 
+@pytest.mark.backend_free
 @pytest.mark.parametrize(
     "imports",
     [
@@ -163,6 +165,7 @@ print(type(model).__name__, type(model.optimizer).__name__)
     assert python(code, path).split() == ["MLPMixer", "MomentumSGD"]
 
 
+@pytest.mark.backend_free
 def test_every_public_name_is_found():
     code = """
 import keras_mixer
@@ -174,6 +177,7 @@ print(keras_mixer.__version__)
     assert re.fullmatch(r"\d+\.\d+\.\d+\S*", python(code).split()[-1])
 
 
+@pytest.mark.backend_free
 def test_names_of_the_lazy_door_are_those_of_the_type_checkers():
     source = (PACKAGE / "__init__.py").read_text(encoding="utf-8")
     (block,) = re.findall(r"^if TYPE_CHECKING:\n(.*?)^__all__", source, re.M | re.S)
@@ -183,6 +187,7 @@ def test_names_of_the_lazy_door_are_those_of_the_type_checkers():
     assert sorted(seen) == sorted(keras_mixer.__all__)
 
 
+@pytest.mark.backend_free
 def test_the_test_above_can_fail():
     other = "tensorflow" if keras.config.backend() == "torch" else "torch"
     assert other not in loaded_by("import keras")

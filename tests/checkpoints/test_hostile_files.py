@@ -26,6 +26,8 @@ from keras_mixer.hub.model_files import read_model, write_model
 from keras_mixer.hub.repository import write_checksums, write_repository
 from keras_mixer.models.mixer import load_weights, mlp_mixer
 
+pytestmark = pytest.mark.backend_free
+
 ENDLESS = Path(__file__).parents[1] / "data" / "endless_attribute.weights.h5"
 
 

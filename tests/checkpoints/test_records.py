@@ -486,6 +486,7 @@ def test_a_name_is_the_file_of_that_name(storage, drawn, monkeypatch):
     assert len(storage.log) == 2
 
 
+@pytest.mark.backend_free
 def test_a_full_size_file_is_read_to_the_last_number(storage, drawn):
     path = drawn("imagenet21k", "B/16")
     storage.md5(path)  # takes its time where the machine is busy

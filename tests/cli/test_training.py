@@ -128,6 +128,7 @@ def test_a_teacher_of_the_command_line(pictures, start, tmp_path, capsys):
     assert not (tmp_path / "no").exists()
 
 
+@pytest.mark.backend_free
 def test_a_part_is_held_out_where_there_is_nothing_to_measure_on(
     pictures, start, tmp_path, capsys
 ):
@@ -139,6 +140,7 @@ def test_a_part_is_held_out_where_there_is_nothing_to_measure_on(
     assert f"Measured on {held}" in out and f", {held}" in out
 
 
+@pytest.mark.backend_free
 def test_a_grid_is_searched_on_a_part_of_the_training_images(
     pictures, start, tmp_path, capsys
 ):

@@ -175,6 +175,7 @@ def test_openvino_keeps_the_hint_in_the_file(tmp_path):
     assert sizes["bfloat16"] == sizes["float32"] > 1.6 * sizes["float16"]
 
 
+@pytest.mark.backend_free
 @pytest.mark.parametrize(
     "changes",
     [
@@ -215,6 +216,7 @@ def test_onnx_holds_each_norm_and_gelu_as_one_operator(tmp_path):
     assert "Erf" not in operators and "Tanh" not in operators
 
 
+@pytest.mark.backend_free
 @pytest.mark.parametrize("format", IN_INT8)
 def test_int8_is_close_and_small(format, tmp_path):
     path = target(tmp_path, format)
@@ -231,6 +233,7 @@ def test_int8_is_close_and_small(format, tmp_path):
     assert weights.stat().st_size < 0.5 * in_float.stat().st_size
 
 
+@pytest.mark.backend_free
 def test_int8_depends_on_the_images(tmp_path):
     path = target(tmp_path, "onnx")
     images, runs = drawn_images(8), []
@@ -350,6 +353,7 @@ def test_folders_that_are_not_a_saved_model_are_left_alone(tmp_path):
         export(drawn_model(), tmp_path / "mine", overwrite=True)
 
 
+@pytest.mark.backend_free
 def test_openvino_is_imported_without_its_report():
     # It would be a request to a server outside, from a fork.
     pytest.importorskip("openvino")

@@ -337,6 +337,7 @@ def _places(value, path=()):
             yield from _places(item, (*path, key))
 
 
+@pytest.mark.backend_free
 @settings(
     max_examples=FUZZ_EXAMPLES,
     deadline=None,

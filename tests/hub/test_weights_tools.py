@@ -24,6 +24,8 @@ from keras_mixer.hub.publish import from_pretrained
 from keras_mixer.hub.verification import verify
 from keras_mixer.variants import parse_variant, weight_shapes
 
+pytestmark = pytest.mark.backend_free
+
 ROOT = Path(__file__).parents[2]
 WEIGHTS = ROOT / "weights"
 NAME = "mixer-ti4-sam"

@@ -219,6 +219,7 @@ for step in range(100000):
 """
 
 
+@pytest.mark.backend_free
 def test_killed_at_any_moment_a_whole_checkpoint_is_there(tmp_path):
     rng = np.random.default_rng()
     for attempt in range(2):
