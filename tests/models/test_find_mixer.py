@@ -222,7 +222,41 @@ def test_predictions_are_decoded_with_the_names_of_the_model():
 # --- as one Mixer -----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("make", [finetuned, functional, labelled])
+class HeadFirst(keras.Model):
+    """Its attributes come in another order than its calls."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = layers.Dense(3, "softmax", bias_initializer="random_normal")
+        self.inner = mixer(num_classes=0)
+
+    def call(self, images, training=None):
+        return self.head(self.inner(images, training=training))
+
+
+class Brighter(layers.Layer):
+    """An augmentation of somebody's own."""
+
+    def call(self, images, training=False):
+        return images + 40 if training else images
+
+
+def own_augmentation():
+    before = [Brighter(), layers.Resizing(*SHAPE[:2])]
+    return keras.Sequential([keras.Input(SHAPE), *before, mixer()])
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        finetuned,
+        functional,
+        labelled,
+        own_augmentation,
+        HeadFirst,
+        lambda: keras.Sequential([keras.Input(SHAPE), HeadFirst()]),
+    ],
+)
 def test_one_mixer_computes_the_same(make):
     model = make()
     pixels = np.random.default_rng(0).integers(0, 256, (4, *SHAPE), "uint8")
@@ -257,9 +291,25 @@ def branched():
     return keras.Model(inputs, layers.Dense(2)(x + 0.5))
 
 
-def inverted():
-    invert = layers.Lambda(lambda x: 255 - x, name="invert")
-    return keras.Sequential([keras.Input(SHAPE), invert, mixer()])
+def before_it(function):
+    changed = layers.Lambda(function, name="changed")
+    return keras.Sequential([keras.Input(SHAPE), changed, mixer()])
+
+
+def after_it(head):
+    inputs = keras.Input(SHAPE)
+    return keras.Model(inputs, head(mixer(num_classes=0)(inputs)))
+
+
+class Scaled(Subclass):
+    def call(self, images):
+        return self.head(1.02 * self.parts["inner"](images))
+
+
+def not_finite():
+    model = finetuned()
+    model.layers[-1].bias.assign(np.full(3, np.nan))
+    return model
 
 
 @pytest.mark.parametrize(
@@ -267,7 +317,23 @@ def inverted():
     [
         (deep_head, "'dense.*' after its head.*hf://"),
         (branched, "whose outputs differ"),
-        (inverted, "whose outputs differ"),
+        (lambda: called(Scaled(mixer(num_classes=0), layers.Dense(2))), "differ"),
+        (lambda: before_it(lambda x: 255 - x), "'changed' before it"),
+        # Within what half precision would explain.
+        (lambda: before_it(lambda x: x + 1), "'changed' before it"),
+        (
+            lambda: after_it(lambda x: [layers.Dense(2)(x), layers.Dense(3)(x)]),
+            "outputs that are a list",
+        ),
+        (
+            lambda: after_it(lambda x: layers.Add(name="sum")([x, layers.ReLU()(x)])),
+            "'sum', not alone behind another",
+        ),
+        (
+            lambda: after_it(layers.Dense(2, lambda x: 2 * x, name="double")),
+            "'double' after the pooling",
+        ),
+        (not_finite, "must give finite numbers. Received: 'flowers'"),
     ],
 )
 def test_what_one_mixer_cannot_compute_is_refused(make, message, tmp_path):
