@@ -28,6 +28,7 @@ from keras_mixer.cli import (
     training,
 )
 from keras_mixer.cli.arguments import Parser, epilog
+from keras_mixer.cli.interrupts import Interrupts
 from keras_mixer.cli.libraries import (
     keep_compiled_programs,
     keep_quiet,
@@ -44,6 +45,7 @@ from keras_mixer.files import reason_of
 
 # Where this variable is set, errors are printed with their traceback, too.
 _TRACEBACK = "KERAS_MIXER_TRACEBACK"
+_INTERRUPTED = 130  # as shells report it
 # In the words of JAX, TensorFlow and torch.
 _OUT_OF_MEMORY = re.compile(
     r"RESOURCE_EXHAUSTED|OOM when allocating|out of memory|can't allocate memory",
@@ -63,16 +65,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if hasattr(stream, "reconfigure"):
                 stream.reconfigure(errors="backslashreplace")
     options = parser().parse_args(arguments)
+    interrupts = None
+    # The server of `app` ends in order, and has limits of its own.
+    if arguments is None and options.command != "app":
+        interrupts = Interrupts(lambda: _say_interrupted(options, []), _INTERRUPTED)
     try:
         return _run(options, owns_process=arguments is None)
     except BrokenPipeError:  # whoever read the output has seen enough
         _give_up_output()
         return 1
     except KeyboardInterrupt as interruption:
-        hint = " Run it again with --resume to go on." if "resume" in options else ""
         notes = getattr(interruption, "__notes__", [])
-        complain(options.command, "interrupted." + ("" if notes else hint), notes)
-        return 130  # as shells report it
+        if interrupts is None:
+            _say_interrupted(options, notes)
+        else:
+            interrupts.tell(lambda: _say_interrupted(options, notes))
+        return _INTERRUPTED
     except Exception as error:
         if os.environ.get(_TRACEBACK):
             traceback.print_exc()
@@ -144,6 +152,21 @@ def _run(options: argparse.Namespace, *, owns_process: bool) -> int:
         _give_up_output()
         raise
     return status or 0
+
+
+def _say_interrupted(options: argparse.Namespace, notes: Sequence[str]) -> None:
+    """Say so, and how to go on.
+
+    Args:
+        options: The parsed options of the command.
+        notes: What the run itself said.
+    """
+    hint = " Run it again with --resume to go on." if "resume" in options else ""
+    complain(
+        options.command,
+        "interrupted." + ("" if notes else hint),
+        [in_flags(note, options) for note in notes],
+    )
 
 
 def _explained(error: Exception, options: argparse.Namespace) -> str:

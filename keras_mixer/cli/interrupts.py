@@ -1,0 +1,57 @@
+"""Ctrl-C ends a command within seconds, whatever C code is doing.
+
+Python acts on a signal between two of its own instructions only. XLA compiles a large
+model, and a processor computes its step, for minutes without one. But the byte that
+announces a signal is written at once: a thread waits for it.
+"""
+
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable
+
+_SECONDS = 3.5  # for Python to end in order: it also restores the last checkpoint
+
+
+class Interrupts:
+    """Ends this process some seconds after Ctrl-C, unless it has ended itself.
+
+    A file that is being written then is what a killed process leaves: absent under its
+    name, and cleared by whoever writes there next.
+
+    Args:
+        say: Says that the command was interrupted; called once, here or by `tell`.
+        status: The exit status then.
+    """
+
+    def __init__(self, say: Callable[[], None], status: int) -> None:
+        self._say, self._status = say, status
+        self._told = threading.Lock()
+        # On Windows only a socket can be woken up.
+        self._waiting, self._woken = socket.socketpair()
+        self._woken.setblocking(False)
+        signal.set_wakeup_fd(self._woken.fileno(), warn_on_full_buffer=False)
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def tell(self, say: Callable[[], None] | None = None) -> None:
+        """Say that the command was interrupted, unless that was said.
+
+        Args:
+            say: Says it with more that is known now; `None` for that of the beginning.
+        """
+        if self._told.acquire(blocking=False):
+            (say or self._say)()
+
+    def _watch(self) -> None:
+        while self._waiting.recv(1) != bytes([signal.SIGINT]):
+            pass
+        threading.Event().wait(_SECONDS)
+        self.tell()
+        for stream in (sys.stdout, sys.stderr):
+            try:
+                stream.flush()
+            except (OSError, ValueError):  # nobody reads it any more
+                pass
+        os._exit(self._status)

@@ -1,0 +1,55 @@
+"""Ctrl-C in a process of its own, also where Python cannot act on it."""
+
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+pytestmark = [
+    pytest.mark.backend_free,
+    pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT"),
+]
+
+# A single call of C code that takes minutes, as the compiler of XLA does.
+BUSY = "hashlib.pbkdf2_hmac('sha256', b'', b'', 10**9)"
+# What its end waits for, such as threads that read pictures.
+SLOW_END = "threading.Thread(target=time.sleep, args=[60]).start(); time.sleep(60)"
+
+_COMMAND = """
+import hashlib, sys, threading, time
+from keras_mixer.cli import main
+
+def run(options, *, owns_process):
+    print("running", flush=True)
+    {}
+
+sys.modules["keras_mixer.cli.main"]._run = run
+sys.argv[1:] = ["finetune", "--data", "pictures", "--output", "run"]
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize("work", [BUSY, SLOW_END, "time.sleep(60)"])
+def test_ctrl_c_ends_a_command_and_says_how_to_go_on(work):
+    with subprocess.Popen(
+        [sys.executable, "-c", _COMMAND.format(work)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            assert process.stdout.readline() == "running\n"
+            time.sleep(0.1)
+            start = time.monotonic()
+            process.send_signal(signal.SIGINT)
+            _, err = process.communicate(timeout=50)
+            seconds = time.monotonic() - start
+        finally:
+            process.kill()
+    assert process.returncode == 130
+    assert err == (
+        "keras-mixer finetune: interrupted. Run it again with --resume to go on.\n"
+    )
+    assert seconds < (5 if work != "time.sleep(60)" else 2)
