@@ -87,6 +87,7 @@ KERAS = Layout(
 )
 
 _MAX_LINES = 20
+_MAX_NAME = 200  # characters of it that are shown
 _CHUNK = 2**18  # numbers checked at once; small enough to stay in the cache
 
 
@@ -205,12 +206,13 @@ def match_names(file_names: Iterable[str], layout: Layout) -> dict[str, str]:
     """Return our name -> the file's name, for a file whose names make one Mixer."""
     file_names = list(file_names)
     prefix = layout.block.removesuffix("{i}")
-    block = re.compile(re.escape(prefix) + "([0-9]+)")
+    block = re.compile(re.escape(prefix) + "([0-9]{1,9})(?![0-9])")
     numbers = {int(match[1]) for match in map(block.match, file_names) if match}
     if not numbers:
+        first = [name[:_MAX_NAME] for name in sorted(file_names)[:5]]
         raise ValueError(
             f"no array is called `{prefix}0...`: the file is of another model, not a "
-            f"Mixer. Received: {len(file_names)} arrays, {sorted(file_names)[:5]} first"
+            f"Mixer. Received: {len(file_names)} arrays, {first} first"
         )
     # Few of them: the numbers of a hostile file may be huge.
     gaps = set(range(len(numbers))) - numbers
@@ -275,7 +277,10 @@ def describe_shapes(shapes: Shapes) -> dict[str, int]:
 def differences(file: Mapping[str, Any], other: Mapping[str, Any], what: str) -> str:
     """Return the lines in which two dictionaries name -> shape differ, or ''."""
     lines = [f"- only in {what}: {name}" for name in sorted(other.keys() - file.keys())]
-    lines += [f"+ only in the file: {n}" for n in sorted(file.keys() - other.keys())]
+    lines += [
+        f"+ only in the file: {name[:_MAX_NAME]}"  # a damaged one may be of any length
+        for name in sorted(file.keys() - other.keys())
+    ]
     lines += [
         f"! {name}: {file[name]} in the file, {other[name]} in {what}"
         for name in sorted(file.keys() & other.keys())

@@ -63,7 +63,7 @@ _SAFETENSORS_FLOATS: dict[str, np.dtype] = {
 # Matched, never evaluated: nothing in a hostile header can be run, warn or recurse.
 _NPY_HEADER = re.compile(
     rb"\{ ?'descr': ?'([^']*)', ?'fortran_order': ?(True|False), ?"
-    rb"'shape': ?\(([0-9, ]*)\),? ?\}\s*"
+    rb"'shape': ?\(([0-9, ]{0,200})\),? ?\}\s*"
 )
 
 _MAX_BYTES = 8 * 2**30  # four times the largest Mixer; a zip bomb declares more
@@ -256,7 +256,7 @@ def _open_npz(file: BinaryIO, path: Path) -> Iterator[_Contents]:
         for member in archive.infolist():
             name = member.filename.removesuffix(".npy")
             if name in members:
-                raise ValueError(f"there are two arrays {name!r}")
+                raise ValueError(f"there are two arrays {name[:200]!r}")
             members[name] = member
         size = sum(member.file_size for member in members.values())
         if size > _MAX_BYTES:
@@ -296,7 +296,9 @@ def _inside_root(members: dict[str, Any]) -> dict[str, Any]:
             if name.startswith(root):
                 inside[name.removeprefix(root)] = member
             elif not name.startswith(("opt/", "extra/")):  # the state of a training run
-                raise ValueError(f"array {name!r} is not under {root!r} like the rest")
+                raise ValueError(
+                    f"array {name[:200]!r} is not under {root!r} like the rest"
+                )
         return inside
     return members
 

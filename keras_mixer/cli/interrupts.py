@@ -12,7 +12,7 @@ import sys
 import threading
 from collections.abc import Callable
 
-_SECONDS = 3.5  # for Python to end in order: it also restores the last checkpoint
+_SECONDS = 3.0  # for Python to end in order: it also restores the last checkpoint
 
 
 class Interrupts:

@@ -235,6 +235,35 @@ def test_a_directory_of_a_million_entries_is_refused(folder, tmp_path):
         read_weights(path)
 
 
+@pytest.mark.parametrize(
+    "name, shape, match",
+    [
+        ("x" * 60_000, "3", "only in the file: x"),
+        ("MixerBlock_" + "9" * 4000, "3", "only in the file: MixerBlock_9"),
+        ("head/bias", "9" * 4000, "array 'head/bias': its header is not that"),
+    ],
+)
+def test_what_is_wrong_with_a_file_is_said_in_few_words(
+    name, shape, match, folder, tmp_path
+):
+    path = tmp_path / "a.npz"
+    header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': ({shape},), }}\n"
+    with (
+        zipfile.ZipFile(folder / "tiny.npz") as source,
+        zipfile.ZipFile(path, "w") as target,
+    ):
+        for entry in source.namelist():
+            data = source.read(entry)
+            if entry == "head/bias.npy":
+                entry = f"{name}.npy"
+                data = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header))
+                data += header.encode() + bytes(12)
+            target.writestr(entry, data)
+    with pytest.raises(ValueError, match=match) as caught:
+        read_weights(path)
+    assert str(path) in str(caught.value) and len(str(caught.value)) < 1000
+
+
 def test_a_huge_header_is_refused(tmp_path):
     path = tmp_path / "a.safetensors"
     path.write_bytes(struct.pack("<Q", 10**8) + b"{" + b" " * 100)
