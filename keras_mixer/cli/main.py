@@ -84,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if os.environ.get(_TRACEBACK):
             traceback.print_exc()
-        notes = getattr(error, "__notes__", [])
+        notes = [in_flags(note, options) for note in getattr(error, "__notes__", [])]
         complain(options.command, _explained(error, options), notes)
         return 2 if isinstance(error, UsageError) else 1
 

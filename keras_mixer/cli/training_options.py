@@ -254,7 +254,7 @@ def _add_run_options(command: Parser) -> None:
         "--save-every",
         type=integer(1),
         metavar="STEPS",
-        help="steps between two checkpoints",
+        help="steps between two checkpoints (default: 500)",
     )
     run.add_argument(
         "--log-every",
@@ -273,7 +273,7 @@ def _add_run_options(command: Parser) -> None:
         "--keep",
         type=integer(1),
         metavar="N",
-        help="how many of the last checkpoints to keep",
+        help="how many of the last checkpoints to keep (default: 2)",
     )
     run.add_argument(
         "--best",

@@ -426,7 +426,7 @@ def _good_weights_after_errors(
         except (OSError, ValueError) as second:
             error.add_note(f"The model has no usable weights: {second}")
         if isinstance(error, KeyboardInterrupt):
-            error.add_note("Go on from there with `resume=True` (--resume).")
+            error.add_note("Go on from there with `resume=True`.")
         raise
 
 

@@ -372,6 +372,18 @@ def test_an_interrupted_run_says_how_to_go_on(place, capsys, monkeypatch):
     assert main([]) == 130
     assert "Run it again with --resume" in capsys.readouterr().err
 
+    def stopped(options):
+        interruption = KeyboardInterrupt()
+        interruption.add_note("Go on from there with `resume=True`.")
+        raise interruption
+
+    options.run = stopped
+    assert main([]) == 130
+    assert capsys.readouterr().err.splitlines() == [
+        "keras-mixer finetune: interrupted.",
+        "Go on from there with --resume.",
+    ]
+
 
 def test_a_full_disk_behind_standard_output_is_a_failure(capsys, monkeypatch):
     class Full:
