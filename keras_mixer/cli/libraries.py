@@ -10,6 +10,7 @@ import platform
 import shutil
 import sys
 import tempfile
+import warnings
 from collections.abc import Iterator, Sequence
 from types import ModuleType
 
@@ -30,6 +31,9 @@ def keep_quiet(*, owns_process: bool = False) -> None:
         owns_process: Whether standard error may be redirected while TensorFlow is
             imported: no variable silences what it writes then.
     """
+    if owns_process:
+        # Pillow's name no file, and what it could not read is an error of its own.
+        warnings.filterwarnings("ignore", module=r"PIL\.")
     if any(name in os.environ for name in ("TF_CPP_MIN_LOG_LEVEL", "TF_CPP_VMODULE")):
         return
     os.environ.update(_LOG_LEVELS)
@@ -120,7 +124,7 @@ def _error_output_kept() -> Iterator[None]:
         os.dup2(kept.fileno(), 2)
         try:
             yield
-        except BaseException:
+        except Exception:  # Ctrl-C is no failure
             kept.seek(0)
             with open(before, "wb", buffering=0, closefd=False) as output:
                 shutil.copyfileobj(kept, output)

@@ -203,3 +203,22 @@ def test_compiled_programs_of_jax_are_kept_unless_one_says_where(monkeypatch):
     os.environ["JAX_COMPILATION_CACHE_DIR"] = ""
     keep_compiled_programs()
     assert os.environ["JAX_COMPILATION_CACHE_DIR"] == ""
+
+
+_WARNS = """
+import warnings
+from keras_mixer.cli.libraries import keep_quiet
+keep_quiet(owns_process=True)
+warnings.warn_explicit("Corrupt EXIF data", UserWarning, "a.py", 1, module="PIL.Image")
+warnings.warn_explicit("one picture is left out", UserWarning, "b.py", 1, module="b")
+"""
+
+
+@pytest.mark.parametrize("level", ["", "0"])
+def test_warnings_of_pillow_that_name_no_file_are_not_shown(level):
+    environment = os.environ | ({"TF_CPP_MIN_LOG_LEVEL": level} if level else {})
+    result = subprocess.run(
+        [sys.executable, "-c", _WARNS], capture_output=True, text=True, env=environment
+    )
+    assert result.returncode == 0, result.stderr
+    assert "left out" in result.stderr and "EXIF" not in result.stderr
