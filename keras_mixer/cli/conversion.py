@@ -33,7 +33,6 @@ _SOURCE = (
     "published model, or hf://owner/name[@revision]"
 )
 _FILES = (".npz", ".safetensors", ".weights.h5", ".keras")
-# Endings of files: a target with one of them is not taken for a folder.
 # What belongs to a model, not to a Space, and where that stands without a flag.
 _NOT_FOR_SPACE: dict[str, object] = {
     "timm": False,
@@ -45,6 +44,7 @@ _NOT_FOR_SPACE: dict[str, object] = {
     "value_range": None,
     "approximate_gelu": None,
 }
+# Endings of files: a target with one of them is not taken for a folder.
 _NOT_WRITTEN = (".h5", ".npy", ".onnx", ".pt", ".pth")
 
 
