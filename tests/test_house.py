@@ -148,7 +148,7 @@ def arrows():
 
 def test_the_picture_stays_small():
     assert len(set(floors().values())) <= 7
-    assert len(arrows()) <= 83
+    assert len(arrows()) <= 80
 
 
 def test_files_inside_a_wing_import_in_no_circle():

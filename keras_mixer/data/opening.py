@@ -7,7 +7,7 @@ from pathlib import Path
 
 from keras_mixer.data.image_folder import Corrupt, from_folder
 from keras_mixer.data.sources import Source, from_tfds, hold_out, import_tfds
-from keras_mixer.labels import printable
+from keras_mixer.preprocessing import printable
 
 # Splits that a run is measured on by default, the first that the data set has.
 _MEASURED_ON = ("validation", "test")

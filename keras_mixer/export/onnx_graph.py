@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from keras_mixer.layers import LAYER_NORM_EPSILON
 from keras_mixer.models import MLPMixer, activation_of, model_weights
-from keras_mixer.variants import patch_grid
 
 if TYPE_CHECKING:
     import onnx
@@ -125,7 +124,7 @@ class _Graph:
     def _stem(self, x: str, model: MLPMixer) -> str:
         config, record = model.config, model.preprocessing
         size, channels = config["patch_size"], config["input_shape"][2]
-        rows, columns = patch_grid(config["input_shape"], size)
+        rows, columns = model.get_layer("stem").grid
         if config["include_preprocessing"]:
             scale = self._constant(
                 "normalization/scale", np.asarray(record.scale, "float32")

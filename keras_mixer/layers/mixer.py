@@ -27,7 +27,7 @@ from keras_mixer.layers.inner_state import LayerOfLayers, dense_arguments
 from keras_mixer.layers.nesting import path_below_model
 from keras_mixer.layers.operations import LayerNorm, dense, dense_gelu
 from keras_mixer.preprocessing import Preprocessing
-from keras_mixer.variants import num_patches
+from keras_mixer.variants import num_patches, patch_grid
 
 # The official code's value (Flax's default); Keras's own default is 1e-3.
 LAYER_NORM_EPSILON = 1e-6
@@ -86,6 +86,13 @@ class PatchEmbed(keras.layers.Layer):
         super().__init__(**kwargs)
         self.hidden_dim = check_dim("hidden_dim", hidden_dim)
         self.patch_size = check_dim("patch_size", patch_size)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches, once the layer is built."""
+        if self.image_shape is None:
+            raise ValueError(f"{self.name!r} must be built first: it knows no image yet")
+        return patch_grid(self.image_shape, self.patch_size)
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         self.compute_output_shape(input_shape)

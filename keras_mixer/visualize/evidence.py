@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from keras_mixer.checks import check_dim
 from keras_mixer.models import MLPMixer, as_mixer
-from keras_mixer.variants import patch_grid
 from keras_mixer.visualize.figure import (
     TINY,
     add_caption,
@@ -200,7 +199,7 @@ def _head_of(model: MLPMixer, class_index: int) -> tuple[NDArray[np.float64], fl
 
 
 def _grid(model: MLPMixer) -> tuple[int, int]:
-    return patch_grid(model.input_shape[1:], model.get_layer("stem").patch_size)
+    return model.get_layer("stem").grid
 
 
 def _drops(

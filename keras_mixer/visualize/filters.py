@@ -11,7 +11,6 @@ from keras import ops
 from numpy.typing import ArrayLike, NDArray
 
 from keras_mixer.models import MLPMixer
-from keras_mixer.variants import patch_grid
 from keras_mixer.visualize.figure import (
     TINY,
     add_caption,
@@ -68,8 +67,7 @@ def token_mixing_filters(
         )
     mixing = model.blocks[block].token_mixing
     kernel = to_float(ops.convert_to_tensor(mixing.dense_0.kernel))  # (S, D_S)
-    patch_size = model.get_layer("stem").patch_size
-    rows, columns = patch_grid(model.input_shape[1:], patch_size)
+    rows, columns = model.get_layer("stem").grid
 
     order = pair_by_frequency(kernel, (rows, columns))
     units = kernel.T[order[: check_count(count, len(order))]]
