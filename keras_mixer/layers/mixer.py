@@ -91,7 +91,7 @@ class PatchEmbed(keras.layers.Layer):
     def grid(self) -> tuple[int, int]:
         """Rows and columns of patches, once the layer is built."""
         if self.image_shape is None:
-            raise ValueError(f"{self.name!r} must be built first: it knows no image yet")
+            raise ValueError(f"{self.name!r} must be built before it has a grid")
         return patch_grid(self.image_shape, self.patch_size)
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
