@@ -17,8 +17,10 @@ BUSY = "hashlib.pbkdf2_hmac('sha256', b'', b'', 10**9)"
 # What its end waits for, such as threads that read pictures.
 SLOW_END = "threading.Thread(target=time.sleep, args=[60]).start(); time.sleep(60)"
 
+# It takes the signal again: a job in the background of a shell is started without it.
 _COMMAND = """
-import hashlib, sys, threading, time
+import hashlib, signal, sys, threading, time
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from keras_mixer.cli import main
 
 def run(options, *, owns_process):
