@@ -1,4 +1,4 @@
-"""Fewer log lines, no import of TensorFlow without need, and JAX's cache."""
+"""The backend that is there, fewer log lines, no needless import, JAX's cache."""
 
 import contextlib
 import hashlib
@@ -14,12 +14,23 @@ import warnings
 from collections.abc import Iterator, Sequence
 from types import ModuleType
 
-from keras_mixer.cli.early_checks import backend
+from keras_mixer.cli.early_checks import backend, is_installed
 from keras_mixer.processor import cpu_field
 
 # Variables of TensorFlow and of the C++ libraries in it. Whoever sets one of them wants
 # to see something.
 _LOG_LEVELS = {"TF_CPP_MIN_LOG_LEVEL": "3", "GRPC_VERBOSITY": "NONE"}
+
+
+def use_installed_backend() -> None:
+    """Let Keras take the only backend that is installed, if none was asked for.
+
+    Keras would take TensorFlow, or what its own file says, also where it is missing.
+    """
+    installed = [name for name in ("tensorflow", "jax", "torch") if is_installed(name)]
+    asked = os.environ.get("KERAS_BACKEND")
+    if not asked and backend() not in installed and len(installed) == 1:
+        os.environ["KERAS_BACKEND"] = installed[0]
 
 
 def keep_quiet(*, owns_process: bool = False) -> None:

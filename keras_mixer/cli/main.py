@@ -33,6 +33,7 @@ from keras_mixer.cli.libraries import (
     keep_compiled_programs,
     keep_quiet,
     leave_out_tensorflow,
+    use_installed_backend,
 )
 from keras_mixer.cli.messages import (
     PROGRAM,
@@ -138,6 +139,8 @@ class _Version(argparse.Action):
 
 def _run(options: argparse.Namespace, *, owns_process: bool) -> int:
     keep_quiet(owns_process=owns_process)
+    if owns_process:
+        use_installed_backend()
     options.check(options)
     if owns_process:
         keep_compiled_programs()

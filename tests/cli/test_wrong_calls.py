@@ -3,13 +3,14 @@
 import argparse
 import errno
 import importlib
+import os
 import re
 import sys
 from types import SimpleNamespace
 
 import pytest
 
-from keras_mixer.cli import early_checks
+from keras_mixer.cli import early_checks, libraries
 from keras_mixer.cli.main import main
 
 pytest.importorskip("PIL")
@@ -281,6 +282,23 @@ def test_the_backend_of_keras_own_file(place, monkeypatch):
     assert early_checks.backend() == "tensorflow"
     (place / "keras.json").write_text('{"backend": "jax"}')
     assert early_checks.backend() == "jax"
+
+
+@pytest.mark.parametrize(
+    ("missing", "asked", "taken"),
+    [
+        (["tensorflow", "torch"], None, "jax"),
+        (["tensorflow", "torch"], "torch", "torch"),  # an error, and not another one
+        (["torch"], None, None),  # Keras's own default is there
+        (["tensorflow"], None, None),  # one of two would be a guess
+    ],
+)
+def test_the_only_backend_is_taken(missing, asked, taken, place, monkeypatch):
+    monkeypatch.setenv("KERAS_HOME", str(place))
+    monkeypatch.setenv("KERAS_BACKEND", asked or "")
+    monkeypatch.setattr(libraries, "is_installed", lambda name: name not in missing)
+    libraries.use_installed_backend()
+    assert (os.environ["KERAS_BACKEND"] or None) == taken
 
 
 @pytest.mark.parametrize(
