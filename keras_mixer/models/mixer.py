@@ -157,8 +157,10 @@ class MLPMixer(keras.Model):
             return torch_graph.run(self, inputs, training)
         return super().call(inputs, training=training, mask=mask)
 
-    def _should_torch_compile(self) -> bool:
+    def _use_torch_compile(self) -> bool:
         return False  # `call` compiles by itself; Keras's steps around it need not
+
+    _should_torch_compile = _use_torch_compile  # its name before Keras 3.16
 
     def _resolve_auto_jit_compile(self) -> bool:
         # Keras's "auto" leaves TensorFlow without XLA on CPUs, where a Mixer in float32

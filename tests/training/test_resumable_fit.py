@@ -343,7 +343,7 @@ def test_an_interruption_says_how_to_go_on(tmp_path):
     with pytest.raises(KeyboardInterrupt) as caught:
         fit(compiled(), tmp_path, callbacks=[Interrupt()])
     notes = "\n".join(caught.value.__notes__)
-    assert "step-000000000.npz" in notes and "--resume" in notes
+    assert "step-000000000.npz" in notes and "`resume=True`" in notes
 
 
 def test_jit_compile_is_put_back(tmp_path):
