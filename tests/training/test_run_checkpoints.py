@@ -190,10 +190,6 @@ def test_a_full_disk_names_the_checkpoint(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-# NumPy 1.26 leaves its archive open when an array cannot be read.
-@pytest.mark.filterwarnings(
-    "ignore:.*ZipFile.__del__:pytest.PytestUnraisableExceptionWarning"
-)
 def test_a_failed_write_leaves_the_others(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     checkpoints.write(1, ARRAYS, settings={})
