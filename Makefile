@@ -5,8 +5,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO_BACKEND ?= tensorflow
 BACKENDS ?= jax tensorflow torch
-# As many files at once as there are cores.
-PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist loadfile
+# As many tests at once as there are cores.
+PYTEST := $(BIN)/python -m pytest --numprocesses auto
 
 .PHONY: demo test test-app suite nightly test-keras-nightly test-lowest lint docs dist clean
 
@@ -17,16 +17,17 @@ test: .venv/dev lint suite
 
 # The suite alone, in the environment $(VENV).
 suite:
-	KERAS_BACKEND=$(lastword $(BACKENDS)) $(PYTEST) -m "backend_free and not nightly"
+	KERAS_BACKEND=$(lastword $(BACKENDS)) $(PYTEST) --dist worksteal \
+		-m "backend_free and not nightly"
 	for backend in $(BACKENDS); do \
-		KERAS_BACKEND=$$backend $(PYTEST) -m "not backend_free and not nightly" \
-			|| exit 1; \
+		KERAS_BACKEND=$$backend $(PYTEST) --dist loadfile \
+			-m "not backend_free and not nightly" || exit 1; \
 	done
 
 # Every checkpoint at full size, ten times the fuzzing, ten times the kills.
 nightly: .venv/dev
 	KERAS_MIXER_FUZZ_EXAMPLES=2000 KERAS_MIXER_KILLS=50 KERAS_BACKEND=tensorflow \
-		$(PYTEST) -m "nightly or not nightly"
+		$(PYTEST) --dist loadfile -m "nightly or not nightly"
 
 # The demo in the browser. Its Gradio is large and holds Pillow back: an environment of its
 # own. The tests in a browser need Chromium, such as Debian's, and are skipped without it.

@@ -113,6 +113,7 @@ def source(request, tmp_path):
     return data.Source(dataset, 20, ("a", "b", "c"))
 
 
+@pytest.mark.backend_free
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_stream_goes_on_where_another_stopped(source, kind):
     # Steps 2 and 5 hold the ends of the first and of the second pass.

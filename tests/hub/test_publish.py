@@ -220,6 +220,7 @@ def copy(repository, tmp_path):
     return folder
 
 
+@pytest.mark.backend_free
 @pytest.mark.parametrize("name", ["config.json", "model.weights.h5"])
 def test_damage_is_seen_before_the_file_is_opened(copy, name):
     flip(copy / name)
@@ -233,6 +234,7 @@ def test_damage_is_seen_before_the_file_is_opened(copy, name):
         from_pretrained(copy)
 
 
+@pytest.mark.backend_free
 def test_other_folders_are_refused_with_advice(copy, tmp_path):
     with pytest.raises(FileNotFoundError, match="no folder .*hf://owner/name"):
         from_pretrained("owner/name")
@@ -290,6 +292,7 @@ WRONG_CONFIGS = {
 }
 
 
+@pytest.mark.backend_free
 @pytest.mark.parametrize("edit, match", WRONG_CONFIGS.values(), ids=WRONG_CONFIGS)
 def test_wrong_configs_are_refused(copy, edit, match):
     change(copy, edit)
@@ -305,6 +308,7 @@ def test_another_head_than_the_weights_is_not_made_up(copy):
         from_pretrained(copy)
 
 
+@pytest.mark.backend_free
 def test_files_beyond_every_bound_are_refused(copy):
     with open(copy / "config.json", "a") as file:
         file.write(" " * 5_000_000)
@@ -377,6 +381,7 @@ def test_fuzzed_configs_are_read_as_they_are_or_refused(copy, data):
     assert model.preprocessing == Preprocessing.from_dict(read["preprocessing"])
 
 
+@pytest.mark.backend_free
 def test_deeply_nested_json_is_refused(copy):
     (copy / "config.json").write_text('{"keras_mixer":' + "[" * 1_000_000)
     write_checksums(copy)
@@ -523,6 +528,7 @@ def test_what_was_published_loads_again(hub, client, expected):
     assert not any(r["token"] for r in hub.log if r["path"].startswith("/storage/"))
 
 
+@pytest.mark.backend_free
 def test_publishing_the_same_again_makes_no_commit(hub, client):
     commit = client(push, 0, "alice/same")
     hub.log.clear()
@@ -532,6 +538,7 @@ def test_publishing_the_same_again_makes_no_commit(hub, client):
     assert len(hub.repositories["alice/same"].commits) == 3  # with the empty one
 
 
+@pytest.mark.backend_free
 def test_only_what_changed_is_sent(hub, client):
     client(push, 0, "alice/part")
     hub.log.clear()
@@ -540,6 +547,7 @@ def test_only_what_changed_is_sent(hub, client):
     assert b"| accuracy | 0.5 |" in hub.files("alice/part")["README.md"]
 
 
+@pytest.mark.backend_free
 def test_labels_that_are_gone_are_removed(hub, client):
     client(push, 0, "alice/labels")
     assert "labels.json" in hub.files("alice/labels")
@@ -548,6 +556,7 @@ def test_labels_that_are_gone_are_removed(hub, client):
     assert client(load, "hf://alice/labels")[1][2] is None
 
 
+@pytest.mark.backend_free
 def test_a_concurrent_change_is_not_overwritten(hub, client, expected):
     client(push, 0, "alice/race")
 
@@ -561,6 +570,7 @@ def test_a_concurrent_change_is_not_overwritten(hub, client, expected):
     assert_equal(client(load, "hf://alice/race"), expected)
 
 
+@pytest.mark.backend_free
 def test_another_content_than_was_sent_is_reported(hub, client):
     def spoil():
         repository = hub.repositories["alice/spoilt"]
@@ -573,6 +583,7 @@ def test_another_content_than_was_sent_is_reported(hub, client):
     assert not hub.repositories["alice/spoilt"].tags
 
 
+@pytest.mark.backend_free
 def test_a_commit_that_fails_is_tried_again(hub, client, expected):
     hub.fault("/commit/", "status", 503)
     client(push, 0, "alice/again")
@@ -583,6 +594,7 @@ def test_a_commit_that_fails_is_tried_again(hub, client, expected):
         client(push, 1, "alice/again")
 
 
+@pytest.mark.backend_free
 def test_private_stays_private(hub, client):
     client(push, 0, "alice/private", private=True)
     assert hub.repositories["alice/private"].private
@@ -595,6 +607,7 @@ def test_private_stays_private(hub, client):
     assert len(hub.repositories["alice/public"].commits) == 2
 
 
+@pytest.mark.backend_free
 def test_a_tag_does_not_move(hub, client):
     commit = client(push, 0, "alice/tag", tag="v1")
     assert client(push, 0, "alice/tag", tag="v1") == commit
@@ -603,6 +616,7 @@ def test_a_tag_does_not_move(hub, client):
     assert hub.repositories["alice/tag"].branches["main"] == commit
 
 
+@pytest.mark.backend_free
 def test_who_may_not_publish_is_told_so(hub, client):
     with pytest.raises(PermissionError, match="does not allow this .status 401"):
         client(push, 0, "alice/mine", token="hf_wrong")
@@ -634,6 +648,7 @@ def push_wrong_labels(name):
 # --- the card ---------------------------------------------------------------------
 
 
+@pytest.mark.backend_free
 def test_the_card_says_what_is_known_and_nothing_else(hub, client):
     known = {
         "licence": "MIT",
@@ -670,6 +685,7 @@ def test_the_card_says_what_is_known_and_nothing_else(hub, client):
     assert "datasets:" not in text and "metrics:" not in text
 
 
+@pytest.mark.backend_free
 def test_a_card_by_hand_is_kept(hub, client):
     by_hand = b"---\nlicense: mit\n---\n# Mine\r\n"
     hub.commit("alice/hand", {"README.md": by_hand})
@@ -686,6 +702,7 @@ def test_a_card_by_hand_is_kept(hub, client):
     assert is_written(hub.files("alice/hand")["README.md"].decode())
 
 
+@pytest.mark.backend_free
 def test_our_card_is_renewed_until_it_is_edited(hub, client):
     client(push, 0, "alice/edit")
     client(push, 0, "alice/edit", metrics={"accuracy": 0.5})
@@ -696,6 +713,7 @@ def test_our_card_is_renewed_until_it_is_edited(hub, client):
     assert hub.files("alice/edit")["README.md"] == text.replace(b"0.5", b"0.6")
 
 
+@pytest.mark.backend_free
 def test_a_given_card_is_published_as_it_is(hub, client):
     card = "---\nlibrary_name: keras\n---\n# Mine\n"
     commit = client(push, 0, "alice/given", card=card)
@@ -741,6 +759,7 @@ def test_the_repository_loads_with_keras_alone(hub, client, home, tmp_path, expe
 CONTENT = "/storage/"  # of the weights
 
 
+@pytest.mark.backend_free
 @pytest.mark.parametrize(
     "fault",
     [
@@ -763,6 +782,7 @@ def test_what_passes_does_no_harm(hub, client, name, expected, fault):
     assert requests_of(hub, "GET", "/storage/")
 
 
+@pytest.mark.backend_free
 @pytest.mark.parametrize(
     "fault, error, match",
     [
@@ -797,6 +817,7 @@ def test_what_does_not_pass_is_one_clear_error(
     assert not parts_of(home, name)
 
 
+@pytest.mark.backend_free
 def test_a_failing_request_is_tried_a_few_times_only(hub, client, name):
     hub.fault(CONTENT, "status", 503, times=99)
     with pytest.raises(ConnectionError):
@@ -804,6 +825,7 @@ def test_a_failing_request_is_tried_a_few_times_only(hub, client, name):
     assert len(requests_of(hub, "GET", "/storage/")) == 1 + len(hub_files._WAITS)
 
 
+@pytest.mark.backend_free
 @pytest.mark.parametrize("filename", ["model.weights.h5", "config.json"])
 def test_a_damaged_cached_file_is_fetched_again(
     hub, client, home, name, expected, filename
@@ -817,6 +839,7 @@ def test_a_damaged_cached_file_is_fetched_again(
     assert_equal(client(load, f"hf://{name}"), expected)
 
 
+@pytest.mark.backend_free
 def test_a_damaged_cached_file_is_never_used(
     hub, client, offline_client, home, name, expected
 ):
@@ -832,6 +855,7 @@ def test_a_damaged_cached_file_is_never_used(
     assert_equal(offline_client(load, f"hf://{name}"), expected)
 
 
+@pytest.mark.backend_free
 def test_a_full_disk_leaves_nothing_behind(hub, client, home, name, expected):
     with pytest.raises(
         OSError, match=r"model\.weights\.h5.*cannot be written.*HF_HOME"
@@ -845,6 +869,7 @@ def test_a_full_disk_leaves_nothing_behind(hub, client, home, name, expected):
 # --- who, what, when --------------------------------------------------------------
 
 
+@pytest.mark.backend_free
 def test_what_is_not_there_is_said(hub, client, name):
     with pytest.raises(FileNotFoundError, match="alice/none: there is no such repo"):
         client(load, "hf://alice/none")
@@ -860,6 +885,7 @@ def test_what_is_not_there_is_said(hub, client, name):
         client(load, f"hf://{name}")
 
 
+@pytest.mark.backend_free
 def test_gated_repositories_say_so(hub, client, contents, expected):
     hub.commit("alice/gated", contents, gated=True)
     for token in ("hf_bob", None):
@@ -870,6 +896,7 @@ def test_gated_repositories_say_so(hub, client, contents, expected):
         client(load, "hf://alice/gated", "hf_wrong")
 
 
+@pytest.mark.backend_free
 def test_a_plain_keras_model_is_another_thing(hub, client, contents):
     files = {name: contents[name] for name in ("config.json", "model.weights.h5")}
     hub.commit("alice/plain", files)
@@ -877,6 +904,7 @@ def test_a_plain_keras_model_is_another_thing(hub, client, contents):
         client(load, "hf://alice/plain")
 
 
+@pytest.mark.backend_free
 def test_a_huge_config_is_not_even_fetched(hub, client, contents):
     config = contents["config.json"] + b" " * 5_000_000
     checksums = json.loads(contents["checksums.json"])
@@ -888,6 +916,7 @@ def test_a_huge_config_is_not_even_fetched(hub, client, contents):
     assert not requests_of(hub, "GET", "config.json")
 
 
+@pytest.mark.backend_free
 def test_a_cached_commit_needs_no_request(hub, client, offline_client, name, expected):
     commit = hub.repositories[name].branches["main"]
     assert_equal(client(load, f"hf://{name}@{commit}"), expected)
@@ -897,6 +926,7 @@ def test_a_cached_commit_needs_no_request(hub, client, offline_client, name, exp
     assert not hub.log
 
 
+@pytest.mark.backend_free
 def test_a_cached_branch_is_found_without_a_connection(
     hub, client, offline_client, name, contents, expected
 ):
@@ -916,6 +946,7 @@ def test_a_cached_branch_is_found_without_a_connection(
     assert_equal(client(load, f"hf://{name}"), expected)
 
 
+@pytest.mark.backend_free
 def test_a_branch_that_moves_meanwhile_is_read_at_one_commit(
     hub, client, name, tmp_path, expected
 ):
@@ -978,6 +1009,7 @@ def large(hub):
     return "alice/large", commit, hashlib.sha256(content).hexdigest()
 
 
+@pytest.mark.backend_free
 def test_a_killed_download_is_never_taken_for_a_file(hub, large, tmp_path):
     moments = random.Random(0)
     for _ in range(KILLS):
@@ -997,6 +1029,7 @@ def test_a_killed_download_is_never_taken_for_a_file(hub, large, tmp_path):
     assert rest_said_by(process) == "True\n"
 
 
+@pytest.mark.backend_free
 def test_two_processes_may_download_at_once(hub, large, tmp_path):
     hub.fault("/storage/", "slow", 4 * 2**20, times=2)
     processes = [start_download(hub, tmp_path, *large) for _ in range(2)]

@@ -451,6 +451,7 @@ def run_python(code):
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+@pytest.mark.backend_free
 def test_without_matplotlib_only_drawing_fails_and_names_the_extra():
     run_python(
         "import sys, numpy as np\n"
@@ -464,6 +465,7 @@ def test_without_matplotlib_only_drawing_fails_and_names_the_extra():
     )
 
 
+@pytest.mark.backend_free
 def test_figures_need_no_pyplot():
     run_python(
         "import sys, io, numpy as np\n"
