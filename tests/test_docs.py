@@ -153,6 +153,16 @@ def test_the_reference_has_every_public_subpackage():
     assert modules == described - {"index", "keras_mixer"}
 
 
+def test_the_reference_names_what_is_called_like_its_file():
+    """mkdocstrings shows the file, and not the function in it, unless it is told to."""
+    for page in (ROOT / "docs" / "reference").glob("*.md"):
+        text = page.read_text(encoding="utf-8")
+        wing = getattr(keras_mixer, page.stem, None)
+        for file in (ROOT / "keras_mixer" / page.stem).glob("*.py"):
+            if file.stem in getattr(wing, "__all__", ()):
+                assert f"keras_mixer.{page.stem}.{file.stem}" in text, page
+
+
 def test_every_public_function_and_class_has_a_docstring():
     for wing in keras_mixer.__all__:
         module = getattr(keras_mixer, wing)
