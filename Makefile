@@ -7,6 +7,9 @@ DEMO_BACKEND ?= tensorflow
 BACKENDS ?= jax tensorflow torch
 # As many tests at once as there are cores.
 PYTEST := $(BIN)/python -m pytest --numprocesses auto
+# TensorFlow keeps every program that it compiles, 100 MB for a training step, until its
+# process ends.
+PARTS := tests/training "tests --ignore tests/training"
 
 .PHONY: demo test test-app suite nightly test-keras-nightly test-lowest lint docs dist clean
 
@@ -15,22 +18,23 @@ demo: .venv/demo
 
 test: .venv/dev lint suite
 
-# The suite alone, in the environment $(VENV). In two parts: TensorFlow keeps every program
-# that it compiles, 100 MB for a training step, until its process ends.
+# The suite alone, in the environment $(VENV).
 suite:
 	KERAS_BACKEND=$(lastword $(BACKENDS)) $(PYTEST) --dist worksteal \
 		-m "backend_free and not nightly"
 	for backend in $(BACKENDS); do \
-		for part in tests/training "tests --ignore tests/training"; do \
+		for part in $(PARTS); do \
 			KERAS_BACKEND=$$backend $(PYTEST) --dist loadfile $$part \
 				-m "not backend_free and not nightly" || exit 1; \
-		done || exit 1; \
+		done; \
 	done
 
 # Every checkpoint at full size, ten times the fuzzing, ten times the kills.
 nightly: .venv/dev
-	KERAS_MIXER_FUZZ_EXAMPLES=2000 KERAS_MIXER_KILLS=50 KERAS_BACKEND=tensorflow \
-		$(PYTEST) --dist loadfile -m "nightly or not nightly"
+	for part in $(PARTS); do \
+		KERAS_MIXER_FUZZ_EXAMPLES=2000 KERAS_MIXER_KILLS=50 KERAS_BACKEND=tensorflow \
+			$(PYTEST) --dist loadfile $$part -m "nightly or not nightly" || exit 1; \
+	done
 
 # The demo in the browser. Its Gradio is large and holds Pillow back: an environment of its
 # own. The tests in a browser need Chromium, such as Debian's, and are skipped without it.
