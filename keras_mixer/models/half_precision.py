@@ -6,7 +6,7 @@ import keras
 
 from keras_mixer.processor import cpu_field
 
-_HALF = ("bfloat16", "float16")
+HALF = ("bfloat16", "float16")
 _warned: set[str] = set()
 
 
@@ -50,4 +50,4 @@ def warn_where_slow(model: keras.Model) -> None:
 def _half(model: keras.Model) -> str | None:
     """Return the 16-bit dtype that the blocks compute in, or `None`."""
     dtypes = {block.compute_dtype for block in model.blocks}
-    return next((dtype for dtype in _HALF if dtype in dtypes), None)
+    return next((dtype for dtype in HALF if dtype in dtypes), None)

@@ -440,7 +440,7 @@ def _at_least_float32(dtype: Any, name: str) -> keras.dtype_policies.DTypePolicy
         policy = policy[name]
         if named:
             return policy
-    half = policy.compute_dtype in ("float16", "bfloat16")
+    half = policy.compute_dtype in half_precision.HALF
     return keras.dtype_policies.get("float32") if half else policy
 
 

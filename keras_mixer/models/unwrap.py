@@ -20,7 +20,13 @@ from keras_mixer.layers import (
     nested_layers,
     zero_kernels,
 )
-from keras_mixer.models.find_mixer import FoundMixer, find_mixer, has_no_effect
+from keras_mixer.models.find_mixer import (
+    FoundMixer,
+    find_mixer,
+    has_no_effect,
+    stems_of,
+)
+from keras_mixer.models.half_precision import HALF
 from keras_mixer.models.mixer import MLPMixer, mlp_mixer, model_weights, set_weights
 from keras_mixer.preprocessing import Preprocessing
 
@@ -255,7 +261,7 @@ def _in_order_of_calls(holder: keras.layers.Layer) -> keras.layers.Layer:
     """
     if not isinstance(holder, keras.Model) or getattr(holder, "outputs", None):
         return holder
-    stems = [each for each in nested_layers(holder) if isinstance(each, PatchEmbed)]
+    stems = stems_of(holder)
     if not stems or stems[0].image_shape is None:
         return holder
     images = keras.Input(stems[0].image_shape)
@@ -266,7 +272,7 @@ def _in_order_of_calls(holder: keras.layers.Layer) -> keras.layers.Layer:
 
 
 def _is_half(layer: keras.layers.Layer) -> bool:
-    return getattr(layer, "compute_dtype", "float32") in ("float16", "bfloat16")
+    return getattr(layer, "compute_dtype", "float32") in HALF
 
 
 def _refused(found: FoundMixer, what: str) -> ValueError:

@@ -99,7 +99,7 @@ def evidence(
         shares = tokens @ column / len(tokens)  # (S, C) @ (C,)
     else:
         shares = _drops(mixer, pixels, column, batch_size)
-    return shares.reshape(_grid(mixer))
+    return shares.reshape(mixer.get_layer("stem").grid)
 
 
 def evidence_figure(
@@ -198,15 +198,11 @@ def _head_of(model: MLPMixer, class_index: int) -> tuple[NDArray[np.float64], fl
     return kernel[:, class_index], float(to_float(head.bias)[class_index])
 
 
-def _grid(model: MLPMixer) -> tuple[int, int]:
-    return model.get_layer("stem").grid
-
-
 def _drops(
     model: MLPMixer, pixels: NDArray[np.float32], column: NDArray[Any], batch_size: int
 ) -> NDArray[np.float64]:
     """Return by how much the logit falls with each patch grey, `(S,)`."""
-    rows, columns = _grid(model)
+    rows, columns = model.get_layer("stem").grid
     size = model.get_layer("stem").patch_size
     grey = np.full(pixels.shape[-1], 127.5, "float32")
     if not model.config["include_preprocessing"]:
