@@ -81,6 +81,7 @@ def add_command(
         check=check or (lambda options: None),
         needs_tensorflow=needs_tensorflow,
         flags=flags or {},
+        default_of=command.get_default,
     )
     return command
 

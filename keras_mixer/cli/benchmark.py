@@ -23,19 +23,11 @@ from keras_mixer.cli.output import write_json
 if TYPE_CHECKING:
     from keras_mixer.cli.arguments import Commands
 
-# What --input does not measure with, and where that stands without a flag.
-_NOT_FOR_INPUT: dict[str, object] = {
-    "variants": ["B/16"],
-    "batch_sizes": [1, 16],
-    "dtypes": ["float32"],
-    "weights": "none",
-    "rounds": 20,
-    "train": False,
-    "loop": False,
-    "layers": False,
-    "first": False,
-    "plot": None,
-}
+# What --input does not measure with.
+_NOT_FOR_INPUT = (
+    *("variants", "batch_sizes", "dtypes", "weights", "rounds", "train", "loop"),
+    *("layers", "first", "plot"),
+)
 
 
 def add(commands: "Commands") -> None:
@@ -82,14 +74,14 @@ def add(commands: "Commands") -> None:
     command.add_argument(
         "--weights",
         type=expanded,
-        default=_NOT_FOR_INPUT["weights"],
+        default="none",
         help="a checkpoint's name, whose loading counts as building, or none "
         "(default: %(default)s)",
     )
     command.add_argument(
         "--rounds",
         type=integer(1),
-        default=_NOT_FOR_INPUT["rounds"],
+        default=20,
         help="timed calls (default: %(default)s)",
     )
     command.add_argument(
@@ -106,14 +98,14 @@ def _add_cases(command: Parser) -> None:
     command.add_argument(
         "--variants",
         nargs="+",
-        default=_NOT_FOR_INPUT["variants"],
+        default=["B/16"],
         help="default: B/16",
     )
     command.add_argument(
         "--batch-sizes",
         nargs="+",
         type=integer(1),
-        default=_NOT_FOR_INPUT["batch_sizes"],
+        default=[1, 16],
         help="default: 1 16",
     )
     command.add_argument(
@@ -128,7 +120,7 @@ def _add_cases(command: Parser) -> None:
     command.add_argument(
         "--dtypes",
         nargs="+",
-        default=_NOT_FOR_INPUT["dtypes"],
+        default=["float32"],
         metavar="POLICY",
         help="such as mixed_bfloat16 (default: float32)",
     )

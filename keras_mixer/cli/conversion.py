@@ -33,17 +33,11 @@ _SOURCE = (
     "published model, or hf://owner/name[@revision]"
 )
 _FILES = (".npz", ".safetensors", ".weights.h5", ".keras")
-# What belongs to a model, not to a Space, and where that stands without a flag.
-_NOT_FOR_SPACE: dict[str, object] = {
-    "timm": False,
-    "tag": None,
-    "licence": "apache-2.0",
-    "dataset": [],
-    "labels": None,
-    "input_shape": None,
-    "value_range": None,
-    "approximate_gelu": None,
-}
+# What belongs to a model, not to a Space.
+_NOT_FOR_SPACE = (
+    *("timm", "tag", "licence", "dataset", "labels", "input_shape", "value_range"),
+    "approximate_gelu",
+)
 # Endings of files: a target with one of them is not taken for a folder.
 _NOT_WRITTEN = (".h5", ".npy", ".onnx", ".pt", ".pth")
 
@@ -142,7 +136,7 @@ def _add_publish(commands: "Commands") -> None:
     command.add_argument("--message", help="message of the commit")
     command.add_argument(
         "--licence",
-        default=_NOT_FOR_SPACE["licence"],
+        default="apache-2.0",
         help="licence of the weights (default: %(default)s)",
     )
     command.add_argument(

@@ -9,7 +9,7 @@ import importlib.util
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 
 from keras_mixer.cli.messages import UsageError
@@ -248,19 +248,19 @@ def check_data(data: str, *, flag: str = "--data", data_dir: str | None = None) 
 
 
 def check_none_given(
-    options: argparse.Namespace, beside: str, defaults: Mapping[str, object]
+    options: argparse.Namespace, beside: str, names: Sequence[str]
 ) -> None:
     """Raise a `UsageError` if a flag is given that would do nothing.
 
     Args:
         options: The parsed options.
         beside: What makes the flags useless, in words, such as `"with --input"`.
-        defaults: Names of options -> their values where they are not given.
+        names: Of these options.
     """
     given = [
         f"--{name.replace('_', '-')}"
-        for name, default in defaults.items()
-        if getattr(options, name) != default
+        for name in names
+        if getattr(options, name) != options.default_of(name)
     ]
     if given:
         raise UsageError(f"{', '.join(given)} cannot be used {beside}.")

@@ -10,6 +10,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable
 
 _SECONDS = 3.0  # for Python to end in order: it also restores the last checkpoint
@@ -47,7 +48,7 @@ class Interrupts:
     def _watch(self) -> None:
         while self._waiting.recv(1) != bytes([signal.SIGINT]):
             pass
-        threading.Event().wait(_SECONDS)
+        time.sleep(_SECONDS)
         self.tell()
         for stream in (sys.stdout, sys.stderr):
             try:

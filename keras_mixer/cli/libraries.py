@@ -27,9 +27,10 @@ def use_installed_backend() -> None:
 
     Keras would take TensorFlow, or what its own file says, also where it is missing.
     """
+    if os.environ.get("KERAS_BACKEND"):
+        return
     installed = [name for name in ("tensorflow", "jax", "torch") if is_installed(name)]
-    asked = os.environ.get("KERAS_BACKEND")
-    if not asked and backend() not in installed and len(installed) == 1:
+    if backend() not in installed and len(installed) == 1:
         os.environ["KERAS_BACKEND"] = installed[0]
 
 

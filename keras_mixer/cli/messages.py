@@ -38,7 +38,7 @@ _FLAGS = {
 # Entries of the parsed options that are no flags.
 _INTERNAL = {
     *("run", "check", "command", "flags", "needs_tensorflow", "picture"),
-    "default_weights",
+    *("default_of", "default_weights"),
 }
 
 
