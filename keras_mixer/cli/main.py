@@ -76,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _give_up_output()
         return 1
     except KeyboardInterrupt as interruption:
-        notes = getattr(interruption, "__notes__", [])
+        notes = _notes_of(interruption, options)
         if interrupts is None:
             _say_interrupted(options, notes)
         else:
@@ -85,8 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if os.environ.get(_TRACEBACK):
             traceback.print_exc()
-        notes = [in_flags(note, options) for note in getattr(error, "__notes__", [])]
-        complain(options.command, _explained(error, options), notes)
+        complain(options.command, _explained(error, options), _notes_of(error, options))
         return 2 if isinstance(error, UsageError) else 1
 
 
@@ -157,7 +156,7 @@ def _run(options: argparse.Namespace, *, owns_process: bool) -> int:
     return status or 0
 
 
-def _say_interrupted(options: argparse.Namespace, notes: Sequence[str]) -> None:
+def _say_interrupted(options: argparse.Namespace, notes: list[str]) -> None:
     """Say so, and how to go on.
 
     Args:
@@ -165,11 +164,12 @@ def _say_interrupted(options: argparse.Namespace, notes: Sequence[str]) -> None:
         notes: What the run itself said.
     """
     hint = " Run it again with --resume to go on." if "resume" in options else ""
-    complain(
-        options.command,
-        "interrupted." + ("" if notes else hint),
-        [in_flags(note, options) for note in notes],
-    )
+    complain(options.command, "interrupted." + ("" if notes else hint), notes)
+
+
+def _notes_of(error: BaseException, options: argparse.Namespace) -> list[str]:
+    """Return the notes of an exception in the words of the command line."""
+    return [in_flags(note, options) for note in getattr(error, "__notes__", [])]
 
 
 def _explained(error: Exception, options: argparse.Namespace) -> str:
