@@ -11,6 +11,12 @@ PYTEST := $(BIN)/python -m pytest --numprocesses auto
 # process ends.
 PARTS := tests/training "tests --ignore tests/training"
 
+# Installs all of `dev` in a minute. uv does not know pip's settings, and would take
+# gigabytes of CUDA packages for torch.
+WITH_UV = $(1)/bin/python -m pip install --quiet uv \
+		"$$(grep -om1 'torch==[0-9.]*' pyproject.toml)" && \
+	$(1)/bin/uv pip install --quiet --python $(1)/bin/python $(2) --editable '.[dev]'
+
 .PHONY: demo test test-app suite nightly test-keras-nightly test-lowest lint docs dist clean
 
 demo: .venv/demo
@@ -29,11 +35,13 @@ suite:
 		done; \
 	done
 
-# Every checkpoint at full size, ten times the fuzzing, ten times the kills.
+# Every checkpoint at full size, ten times the fuzzing, ten times the kills, and all of
+# XLA's optimizations.
 nightly: .venv/dev
 	for part in $(PARTS); do \
-		KERAS_MIXER_FUZZ_EXAMPLES=2000 KERAS_MIXER_KILLS=50 KERAS_BACKEND=tensorflow \
-			$(PYTEST) --dist loadfile $$part -m "nightly or not nightly" || exit 1; \
+		KERAS_MIXER_FUZZ_EXAMPLES=2000 KERAS_MIXER_KILLS=50 XLA_FLAGS= \
+			KERAS_BACKEND=tensorflow $(PYTEST) --dist loadfile $$part \
+			-m "nightly or not nightly" || exit 1; \
 	done
 
 # The demo in the browser. Its Gradio is large and holds Pillow back: an environment of its
@@ -83,7 +91,7 @@ dist: .venv-dist/dist
 	touch $@
 
 .venv/dev: .venv/python pyproject.toml
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	$(call WITH_UV,.venv) || $(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch $@ .venv/demo
 
 .venv-docs/docs: pyproject.toml
@@ -99,7 +107,7 @@ dist: .venv-dist/dist
 
 .venv-keras-nightly/dev: pyproject.toml
 	$(PYTHON) -m venv .venv-keras-nightly
-	.venv-keras-nightly/bin/python -m pip install --quiet --editable '.[dev]'
+	$(call WITH_UV,.venv-keras-nightly)
 	.venv-keras-nightly/bin/python -m pip uninstall --quiet --yes keras
 	.venv-keras-nightly/bin/python -m pip install --quiet --pre keras-nightly
 	touch $@
@@ -112,11 +120,7 @@ dist: .venv-dist/dist
 
 .venv-lowest/dev: pyproject.toml
 	$(PYTHON) -m venv .venv-lowest
-	# torch by pip: uv does not know pip's settings and takes gigabytes of CUDA packages.
-	.venv-lowest/bin/python -m pip install --quiet uv \
-		"$$(grep -om1 'torch==[0-9.]*' pyproject.toml)"
-	.venv-lowest/bin/uv pip install --quiet --python .venv-lowest/bin/python \
-		--resolution lowest-direct --editable '.[dev]'
+	$(call WITH_UV,.venv-lowest,--resolution lowest-direct)
 	touch $@
 
 clean:

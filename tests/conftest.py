@@ -12,6 +12,20 @@ from pathlib import Path
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # Or OpenVINO, where a test imports it, reports that to its makers, from a fork.
 os.environ.setdefault("CI", "true")
+# Most of the suite's time would be LLVM's, for programs that run a few times. Set and
+# empty, the variable brings its optimizations back; `make nightly` does.
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
+)
+# Let JAX compile a program once, not in every test that builds the same model.
+os.environ.setdefault(
+    "JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "jax")
+)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+# As many tests run at once as there are cores: more threads would wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).parent))
 
 import keras  # noqa: E402
@@ -21,26 +35,12 @@ import pytest  # noqa: E402
 TINY = {
     "patch_size": 8,
     "hidden_dim": 16,
-    "num_blocks": 3,
+    "num_blocks": 2,
     "tokens_mlp_dim": 12,
     "channels_mlp_dim": 20,
     "input_shape": (32, 24, 3),
     "num_classes": 5,
 }
-
-
-def pytest_configure(config):
-    """Let JAX compile a program once, not in every test that builds the same model.
-
-    The programs lie in the cache folder of pytest. The processes that tests start do
-    without: some are killed, perhaps while they write there.
-    """
-    if keras.config.backend() == "jax" and hasattr(config, "cache"):
-        import jax
-
-        jax.config.update("jax_compilation_cache_dir", str(config.cache.mkdir("jax")))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 def pytest_report_header():

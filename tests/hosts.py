@@ -33,7 +33,7 @@ def environment(index, ports):
         "KERAS_DISTRIBUTION_JOB_ADDRESSES": addresses[0],
         "KERAS_DISTRIBUTION_NUM_PROCESSES": "2",
         "KERAS_DISTRIBUTION_PROCESS_ID": str(index),
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+        "JAX_NUM_CPU_DEVICES": "2",
         "RANK": str(index),
         "LOCAL_RANK": str(index),
         "WORLD_SIZE": "2",

@@ -95,7 +95,7 @@ assert len(places) >= len(weights(model))
 
 def test_replicas_on_other_devices_train_as_one_device():
     environment = os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+        "JAX_NUM_CPU_DEVICES": "2",
         "JAX_PLATFORMS": "cpu",
         "JAX_ENABLE_X64": "1",  # the step's number is an argument, in int64
         "TF_CPP_MIN_LOG_LEVEL": "3",

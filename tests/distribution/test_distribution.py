@@ -136,7 +136,7 @@ def test_a_name_of_another_backend_is_an_error(name):
     assert f"name={name!r}" in str(error.value)
 
 
-FOUR_DEVICES = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+FOUR_DEVICES = {"JAX_NUM_CPU_DEVICES": "4"}
 
 
 def in_a_process_of_its_own(code, path):

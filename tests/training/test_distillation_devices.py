@@ -70,7 +70,7 @@ np.savez(sys.argv[1], replicas=several.num_replicas, **found)
 @pytest.mark.skipif(BACKEND == "torch", reason="its processes are tested as one")
 def test_several_devices_train_as_one(tmp_path):
     path = tmp_path / "found.npz"
-    four = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    four = {"JAX_NUM_CPU_DEVICES": "4"}
     here = os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])
     result = subprocess.run(
         [sys.executable, "-c", CODE, str(path)],

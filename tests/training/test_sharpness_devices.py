@@ -28,7 +28,7 @@ def several(tmp_path_factory):
     processes = []
     for index in range(PROCESSES):
         file = folder / f"{index}.npz"
-        of_jax = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+        of_jax = {"JAX_NUM_CPU_DEVICES": "2"}
         given = environment(index, ports) if PROCESSES > 1 else of_jax
         with file.with_suffix(".log").open("w") as log:
             processes.append(
