@@ -81,7 +81,7 @@ def one_pixel_off(images):
         {"images": lambda images: images[::-1]},
         {"images": lambda images: images[:-1]},
         {"images": lambda images: images.astype("float32")},
-        {"weight": "block_2/channel_mixing/dense_1/bias"},
+        {"weight": "block_1/channel_mixing/dense_1/bias"},
         {"model": {"approximate_gelu": False}},
         {"model": {"dtype": "mixed_bfloat16"}},
         {"model": {"preprocessing": Preprocessing((0.0, 1.0))}},

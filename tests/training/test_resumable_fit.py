@@ -16,7 +16,6 @@ from left_by_runs import assert_same, last_step
 
 from keras_mixer import data
 from keras_mixer.distribution import SingleDevice
-from keras_mixer.models.family import MixerTi4
 from keras_mixer.training import resumable_fit
 from keras_mixer.training.optimizers import finetune_optimizer
 from keras_mixer.training.run_checkpoints import Checkpoints, read_checkpoint, state_of
@@ -80,13 +79,19 @@ def test_killed_at_random_moments_the_run_ends_with_the_same_bits(tmp_path):
     keras.config.backend() == "torch", reason="promised for JAX and TensorFlow"
 )
 def test_the_same_run_twice_has_the_same_bits(tmp_path):
-    """Of a model so large that its sums are divided among threads."""
+    """Of a model so wide that its sums are divided among threads."""
+    wide = {
+        "patch_size": 4,
+        "hidden_dim": 128,
+        "tokens_mlp_dim": 64,
+        "channels_mlp_dim": 512,
+        "input_shape": (32, 32, 3),
+    }
     source = drawn_source(examples=64, size=32)
     states = []
     for name in "ab":
         keras.utils.set_random_seed(0)
-        model = MixerTi4(num_classes=LABELS, classifier_activation=None)
-        compiled(2, model=model)
+        model = compiled(2, model=drawn_mixer(**wide))
         options = RunOptions(
             output_dir=tmp_path / name,
             total_steps=2,

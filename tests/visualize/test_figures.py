@@ -127,7 +127,7 @@ def test_colours_of_weights_are_symmetric_about_zero(model):
 
 def test_all_units_are_drawn_unless_counted(model):
     figure = visualize.token_mixing_filters(model, block=-1)
-    assert "block_2: 12 of 12 hidden units over 4 x 3" in figure.axes[0].get_title()
+    assert "block_1: 12 of 12 hidden units over 4 x 3" in figure.axes[0].get_title()
     assert np.ma.count(np.ma.masked_invalid(drawn(figure))) == 12 * 12
 
 
