@@ -17,7 +17,7 @@ NAMES = tuple("abcdefg")
 
 
 def named_model(names=NAMES):
-    model = drawn_model(num_classes=7)
+    model = drawn_model(num_classes=7, num_blocks=3)
     model.labels = names
     return model
 
@@ -103,7 +103,7 @@ def test_classes_are_told_by_their_names(scores):
 
 
 def test_numbers_are_the_names_of_a_model_without_labels(model):
-    unnamed = drawn_model(num_classes=7)
+    unnamed = drawn_model(num_classes=7, num_blocks=3)
     numbered = keras_mixer.data.from_arrays(IMAGES, TRUE)
     one, other = evaluate(unnamed, numbered), evaluate(model, source())
     np.testing.assert_array_equal(one.confusion_matrix, other.confusion_matrix)

@@ -211,8 +211,8 @@ def test_onnx_holds_each_norm_and_gelu_as_one_operator(tmp_path):
     model = onnx_graph.onnx_model(drawn_model())
     onnx.checker.check_model(model, full_check=True)
     operators = [node.op_type for node in model.graph.node]
-    assert operators.count("LayerNormalization") == 7  # two a block, and the last
-    assert operators.count("Gelu") == 6
+    assert operators.count("LayerNormalization") == 5  # two a block, and the last
+    assert operators.count("Gelu") == 4
     assert "Erf" not in operators and "Tanh" not in operators
 
 

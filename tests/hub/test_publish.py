@@ -120,7 +120,7 @@ def test_the_weights_are_a_file_that_any_model_takes(tmp_path):
 
 
 def test_the_plain_model_trains_as_ours_does(tmp_path):
-    model = make_model(dropout_rate=0.2, stochastic_depth_rate=0.4)
+    model = make_model(num_blocks=3, dropout_rate=0.2, stochastic_depth_rate=0.4)
     write_repository(model, tmp_path)
     plain = keras.saving.load_model(tmp_path)
     dropouts = {
@@ -162,7 +162,7 @@ def test_checksums_and_metadata(tmp_path):
         assert checksums[name]["sha256"] == files.sha256_of(path)
     metadata = json.loads((tmp_path / "metadata.json").read_text())
     assert metadata["keras_version"] == keras.version()
-    assert metadata["parameter_count"] == make_model().count_params() == 6361
+    assert metadata["parameter_count"] == make_model().count_params() == 5309
     assert metadata["provenance"] == given
     assert json.loads((tmp_path / "labels.json").read_text()) == list(LABELS)
 
@@ -676,7 +676,7 @@ def test_the_card_says_what_is_known_and_nothing_else(hub, client):
         "The model itself maps them to [0, 1]",
         "| accuracy | 0.81 |",
         "- Source: https://example.org/a.npz\n- sha256 of the source: abab",
-        "| Parameters | 6,361 |",
+        "| Parameters | 5,309 |",
     ):
         assert fact in text, fact
     text = write_card(make_model(num_classes=0, classifier_activation=None))

@@ -99,8 +99,8 @@ def test_lora_and_its_optimizer_go_on_after_loading(tmp_path, mode):
 def test_what_is_frozen_inside_a_block_stays_frozen(tmp_path):
     model = drawn_model()
     model.blocks[0].norm_0.trainable = False
-    model.blocks[1].channel_mixing.trainable = False
-    model.blocks[2].token_mixing.dense_1.bias.trainable = False
+    model.blocks[0].channel_mixing.trainable = False
+    model.blocks[1].token_mixing.dense_1.bias.trainable = False
     model.get_layer("stem").trainable = False
     model.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras")

@@ -157,7 +157,7 @@ def test_a_new_head_gives_equal_probabilities(tiny, tiny_images):
 
 
 def test_stochastic_depth_grows_linearly_over_the_blocks(tiny):
-    model = mlp_mixer(**tiny, stochastic_depth_rate=0.3)
+    model = mlp_mixer(**tiny | {"num_blocks": 3}, stochastic_depth_rate=0.3)
     rates = [block.stochastic_depth_rate for block in model.blocks]
     np.testing.assert_allclose(rates, [0, 0.15, 0.3])
     one = mlp_mixer(**tiny | {"num_blocks": 1}, stochastic_depth_rate=0.3)

@@ -243,6 +243,7 @@ def test_auto_is_block_diagonal_where_that_is_possible(tiny, edges, widening):
 def test_everything_else_is_kept(tiny, shape):
     settings = {
         **tiny,
+        "num_blocks": 3,
         "approximate_gelu": False,
         "include_preprocessing": False,
         "classifier_activation": None,

@@ -396,8 +396,8 @@ def test_only_png_is_written(tmp_path):
 
 
 def test_errors_of_filters_say_what_there_is(model, tiny):
-    with pytest.raises(ValueError, match="`block` must be .* 3 blocks.*block=3"):
-        visualize.token_mixing_filters(model, block=3)
+    with pytest.raises(ValueError, match="`block` must be .* 2 blocks.*block=2"):
+        visualize.token_mixing_filters(model, block=2)
     for count in (0, -1, 2.5, True):
         with pytest.raises(ValueError, match="`count` must be a positive integer"):
             visualize.token_mixing_filters(model, count=count)
