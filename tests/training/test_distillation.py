@@ -95,6 +95,7 @@ def test_it_survives_serialization():
     assert float(again(targets, student)) == float(loss(targets, student))
 
 
+@pytest.mark.backend_free
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [({"weight": 0}, "weight=0"), ({"temperature": float("inf")}, "temperature=inf")],
@@ -364,6 +365,7 @@ def test_sharpness_aware_steps_take_the_teacher_in_both_passes(tmp_path):
         np.testing.assert_allclose(one, other, atol=2e-5)
 
 
+@pytest.mark.backend_free
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -388,6 +390,7 @@ def named(*labels):
     return model
 
 
+@pytest.mark.backend_free
 @pytest.mark.parametrize(
     ("teacher", "message"),
     [
@@ -424,12 +427,14 @@ def test_a_wrong_teacher_is_named_before_anything_is_written(
     assert not folder.exists()
 
 
+@pytest.mark.backend_free
 def test_a_model_does_not_teach_itself():
     student = drawn_mixer()
     with pytest.raises(ValueError, match="share weights"):
         opened(keras.Sequential([student]), student)
 
 
+@pytest.mark.backend_free
 def test_probabilities_that_are_no_softmax_are_refused():
     class File:
         path, image_shape, value_range = None, (16, 16, 3), (0, 255)
@@ -443,6 +448,7 @@ def test_probabilities_that_are_no_softmax_are_refused():
         opened(file)
 
 
+@pytest.mark.backend_free
 def test_accented_names_in_either_form_are_one(tmp_path):
     teacher = named("e\u0301", "b", "c", "d", "e")
     names = ("\u00e9", "b", "c", "d", "e")

@@ -228,6 +228,7 @@ def test_averaged_weights_are_measured_and_left_in_the_model(tmp_path):
     assert not np.array_equal(one.arrays[f"weights/{name}"], model.get_weights()[0])
 
 
+@pytest.mark.backend_free
 def test_accumulation_does_not_change_the_log(tmp_path):
     model = drawn_mixer()
     other = keras.models.clone_model(model)
@@ -239,6 +240,7 @@ def test_accumulation_does_not_change_the_log(tmp_path):
     assert one["step"] == two["step"] == [5, 10, 15, 20]
 
 
+@pytest.mark.backend_free
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -258,6 +260,7 @@ def test_wrong_arguments_are_named_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.backend_free
 def test_a_run_goes_on_only_as_it_was_begun(tmp_path):
     fit(compiled(), tmp_path, total_steps=10)
     with pytest.raises(FileExistsError, match="resume=True"):
@@ -280,6 +283,7 @@ def test_only_the_training_loop_asks_a_callback_for_its_model(monkeypatch, tmp_p
     assert set(asked) == {threading.main_thread()}
 
 
+@pytest.mark.backend_free
 def test_forty_steps_have_twenty_rows_and_one_checkpoint(tmp_path):
     """Rows are not bound to checkpoints; the means of all rows are that of the run."""
     history = fit(compiled(total_steps=40), tmp_path, total_steps=40, save_every=500)
@@ -296,6 +300,7 @@ def test_forty_steps_have_twenty_rows_and_one_checkpoint(tmp_path):
     assert steps == [3, 6, 9, 10, 13, 16, 19, 20]
 
 
+@pytest.mark.backend_free
 def test_another_run_of_the_same_sizes_is_not_gone_on_with(tmp_path):
     model = compiled()
     first = model.get_weights()
@@ -326,6 +331,7 @@ def test_another_run_of_the_same_sizes_is_not_gone_on_with(tmp_path):
         fit(same, tmp_path, total_steps=10, resume=True, validation=drawn_source())
 
 
+@pytest.mark.backend_free
 def test_a_second_run_is_refused_while_the_first_lives(tmp_path):
     class Second(keras.callbacks.Callback):
         def on_epoch_end(self, epoch, logs=None):
@@ -339,6 +345,7 @@ def test_a_second_run_is_refused_while_the_first_lives(tmp_path):
     assert last_step(tmp_path) == 5
 
 
+@pytest.mark.backend_free
 def test_an_interruption_says_how_to_go_on(tmp_path):
     class Interrupt(keras.callbacks.Callback):
         def on_train_batch_end(self, batch, logs=None):

@@ -118,6 +118,7 @@ def test_pretraining_is_its_optimizer_and_loss(tmp_path):
     assert history.history["loss"][0] == pytest.approx(5 * np.log(2), rel=0.05)
 
 
+@pytest.mark.backend_free
 def test_the_best_learning_rate_is_that_of_the_best_accuracy(tmp_path, monkeypatch):
     calls = []
 
@@ -147,6 +148,7 @@ def test_the_best_learning_rate_is_that_of_the_best_accuracy(tmp_path, monkeypat
     ]
 
 
+@pytest.mark.backend_free
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -182,6 +184,7 @@ def test_wrong_arguments_are_named_before_anything_is_written(
     assert not any(block.remat for block in model.blocks)
 
 
+@pytest.mark.backend_free
 def test_the_shuffle_buffer_is_that_of_the_run(tmp_path, monkeypatch):
     seen = []
     plain = data.training_batches
@@ -197,6 +200,7 @@ def test_the_shuffle_buffer_is_that_of_the_run(tmp_path, monkeypatch):
         finetune(drawn_mixer(), tmp_path, shuffle_bytes=99, resume=True)
 
 
+@pytest.mark.backend_free
 def test_model_and_data_must_have_the_same_classes(tmp_path):
     with pytest.raises(ValueError, match="num_classes=5"):
         finetune(drawn_mixer(num_classes=6), tmp_path)
