@@ -154,11 +154,11 @@ def _load(path: Path, name: str, precision: str) -> ExportedModel:
 
 def _load_openvino(path: Path, precision: str) -> ExportedModel:
     file = describe_openvino(path)
-    if precision not in ("auto", "float32", *file.half_precisions):
+    possible = ("auto", "float32", *file.half_precisions)
+    if precision not in possible:
         raise ValueError(
-            f"`precision` must be one of auto, float32, "
-            f"{', '.join(file.half_precisions)} on this processor. Received: "
-            f"precision={precision!r}"
+            f"`precision` must be one of {', '.join(possible)} on this processor. "
+            f"Received: precision={precision!r}"
         )
     if precision != "auto":
         run = load_openvino(path, precision)

@@ -85,8 +85,9 @@ def export(
             and LiteRT; `"float16"`, not for LiteRT. Norms and the head stay in float32,
             except in OpenVINO, which gets the precision as a hint in the file
             (`runtime_options`, `INFERENCE_PRECISION_HINT`) and decides by operation;
-            `load` follows the hint. The SavedModel and `.pt2` are the model under the
-            policy `mixed_bfloat16` or `mixed_float16`.
+            `load` follows the hint. A processor without units for it computes in
+            float32, and then that is what is compared. The SavedModel and `.pt2` are
+            the model under the policy `mixed_bfloat16` or `mixed_float16`.
         calibration_images: `None` for a file in float. For an int8 one, for `"onnx"`
             and `"openvino"`, the images that give the ranges of the activations: what
             the model takes, `(n, height, width, channels)`, a few hundred from the
