@@ -49,7 +49,7 @@ def first_line(process: subprocess.Popen[str]) -> str:
 
 
 def take(browser: Browser, address: str, path: Path, size: tuple[int, int]) -> None:
-    """Take a picture of the page with the ship, in few colours."""
+    """Take a picture of the page with the ship."""
     page = browser.new_page(viewport={"width": size[0], "height": size[1]})
     page.set_default_timeout(120_000)
     page.goto(address)
@@ -60,9 +60,9 @@ def take(browser: Browser, address: str, path: Path, size: tuple[int, int]) -> N
     page.wait_for_timeout(1500)
     page.screenshot(path=path, full_page=True)
     page.close()
+    # A palette would lose the light tints of the evidence map.
     with Image.open(path) as image:
-        small = image.convert("RGB").quantize(256)
-    small.save(path, optimize=True)
+        image.convert("RGB").save(path, optimize=True)
     print(f"{path}: {path.stat().st_size // 1024} KiB")
 
 

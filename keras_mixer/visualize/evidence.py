@@ -115,7 +115,8 @@ def evidence_figure(
     The picture keeps its size and aspect ratio; a frame shows the part that the model
     sees. Exact shares are coloured by their difference from their mean, red above and
     blue below: often every patch speaks for the class, and only how much differs.
-    Drops of the occlusion are coloured by their difference from zero.
+    Drops of the occlusion are coloured by their difference from zero. One patch in 20,
+    the farthest out, has the last colour of the scale, however far out it lies.
 
     Args:
         model: As in `evidence`.
@@ -159,7 +160,7 @@ def evidence_figure(
     for axes in (left, right):
         axes.axis("off")
         _draw_frame(axes, region, picture.shape)
-    bar = figure.colorbar(overlay, ax=right, shrink=0.75, aspect=25)
+    bar = figure.colorbar(overlay, ax=right, shrink=0.75, aspect=25, extend="both")
     bar.set_label(
         f"share of the logit (white: the mean, {centre:.3g})"
         if method == "exact"
@@ -233,16 +234,20 @@ def _draw_shares(
     region: Region,
     centre: float,
 ) -> Any:
-    """Draw one square per patch, the more opaque the farther from `centre`."""
+    """Draw one square per patch, the more opaque the farther from `centre`.
+
+    The colours end at the 95th percentile of the distances: a patch or two may lie so
+    far out that all others would be white.
+    """
     distances = np.abs(shares - centre)
-    limit = max(float(distances.max()), TINY)
+    limit = max(float(np.quantile(distances, 0.95)), TINY)
     left, right, bottom, top = (edge - 0.5 for edge in region)
     return axes.imshow(
         shares,
         cmap="RdBu_r",
         vmin=centre - limit,
         vmax=centre + limit,
-        alpha=0.1 + 0.6 * distances / limit,
+        alpha=0.1 + 0.6 * np.minimum(distances / limit, 1),
         extent=(left, right, bottom, top),
         interpolation="nearest",
     )
