@@ -340,7 +340,7 @@ def test_a_prefix_of_some_names_is_not_taken_off(folder, tmp_path):
     timm = as_timm(read_weights(folder / "tiny.npz")[0])
     timm = {n if n.startswith("head") else f"model.{n}": a for n, a in timm.items()}
     safetensors.numpy.save_file(timm, tmp_path / "a.safetensors")
-    with pytest.raises(ValueError, match="not a Mixer. Received: 42 arrays"):
+    with pytest.raises(ValueError, match="not a Mixer. Received: 30 arrays"):
         read_weights(tmp_path / "a.safetensors")
 
 

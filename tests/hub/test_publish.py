@@ -860,7 +860,7 @@ def test_a_full_disk_leaves_nothing_behind(hub, client, home, name, expected):
     with pytest.raises(
         OSError, match=r"model\.weights\.h5.*cannot be written.*HF_HOME"
     ) as e:
-        client(load_with_little_room, f"hf://{name}", 100_000)
+        client(load_with_little_room, f"hf://{name}", 50_000)
     assert e.value.errno == errno.EFBIG
     assert_equal(client(load, f"hf://{name}"), expected)
     assert not parts_of(home, name)
