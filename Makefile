@@ -38,10 +38,12 @@ suite:
 # Every checkpoint at full size, ten times the fuzzing, ten times the kills, and all of
 # XLA's optimizations.
 nightly: .venv/dev
-	for part in $(PARTS); do \
-		KERAS_MIXER_FUZZ_EXAMPLES=2000 KERAS_MIXER_KILLS=50 XLA_FLAGS= \
-			KERAS_BACKEND=tensorflow $(PYTEST) --dist loadfile $$part \
-			-m "nightly or not nightly" || exit 1; \
+	for backend in $(filter-out torch,$(BACKENDS)); do \
+		for part in $(PARTS); do \
+			KERAS_MIXER_FUZZ_EXAMPLES=2000 KERAS_MIXER_KILLS=50 XLA_FLAGS= \
+				KERAS_BACKEND=$$backend $(PYTEST) --dist loadfile $$part \
+				-m "nightly or not nightly" || exit 1; \
+		done; \
 	done
 
 # The demo in the browser. Its Gradio is large and holds Pillow back: an environment of its
