@@ -140,7 +140,8 @@ def test_padding_and_gelu_see_no_other_tokens(on_gpu):
     half.set_weights(weights)
     whole.set_weights(weights)
     x = drawn(3, 49, 16)
-    np.testing.assert_allclose(to_numpy(half(x)), to_numpy(whole(x)), atol=0.06)
+    # Two units in the last place of bfloat16 for the largest outputs, of about 6.
+    np.testing.assert_allclose(to_numpy(half(x)), to_numpy(whole(x)), 0.01, 0.06)
 
 
 @pytest.mark.parametrize("remat", [False, True])
