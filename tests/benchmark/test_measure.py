@@ -121,6 +121,7 @@ def test_weights_are_loaded(monkeypatch):
     assert built[0].output_shape == (None, 1000)
 
 
+@pytest.mark.backend_free
 @pytest.mark.parametrize(
     "changes, message",
     [
@@ -136,6 +137,7 @@ def test_wrong_cases_are_refused_before_anything_is_built(changes, message, no_c
     assert no_ceiling == []
 
 
+@pytest.mark.backend_free
 def test_rounds_are_positive(no_ceiling):
     with pytest.raises(ValueError, match="rounds=0"):
         measure.run([CASE], rounds=0)
@@ -168,6 +170,7 @@ def text(report, width=200):
     return capture.get()
 
 
+@pytest.mark.backend_free
 def test_tables(report):
     lines = [line.strip() for line in text(report).splitlines() if " px, " in line]
     assert len(lines) == 4 * 4
@@ -201,6 +204,7 @@ def test_numbers_pass_through_json(report):
     assert numbers["growth"][0]["exponent"] == pytest.approx(0.5)
 
 
+@pytest.mark.backend_free
 def test_figure(report):
     pytest.importorskip("matplotlib")
     throughput, growth = benchmark.figure(report).axes

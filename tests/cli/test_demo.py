@@ -9,6 +9,7 @@ from keras_mixer.models.family import MixerTi4
 pytest.importorskip("sklearn")
 
 
+@pytest.mark.backend_free
 def test_digits_are_split_by_class_without_overlap():
     model = MixerTi4()
     (train, train_labels), (test, test_labels) = demo.load_digits(model)
@@ -21,6 +22,7 @@ def test_digits_are_split_by_class_without_overlap():
     np.testing.assert_allclose(shares, 0.2, atol=0.005)
 
 
+@pytest.mark.backend_free
 def test_a_curve_has_the_means_between_its_points():
     from keras_mixer.cli.demo_curve import Curve
 

@@ -110,6 +110,7 @@ def test_finetune_trains_writes_and_says_where(
     assert "total_steps: 6 there, 7 now" in capsys.readouterr().err
 
 
+@pytest.mark.backend_free
 def test_a_teacher_of_the_command_line(pictures, start, tmp_path, capsys):
     """A model in a file; with other classes, nothing is written."""
     teacher = drawn_model(3, input_shape=(24, 24, 3), patch_size=8, num_classes=2)
@@ -157,6 +158,7 @@ def test_a_grid_is_searched_on_a_part_of_the_training_images(
         finetune(pictures, start, output, *grid, "--learning-rate", "0.1")
 
 
+@pytest.mark.backend_free
 def test_pretrain_draws_a_model(pictures, tmp_path, capsys):
     arguments = ["pretrain", "--data", str(pictures), "--validation-split", "test"]
     arguments += ["--steps", "2", "--batch-size", "4", "--stochastic-depth", "0.1"]
@@ -200,6 +202,7 @@ def test_pretrain_goes_on_from_a_model_that_the_flags_change(
     np.testing.assert_allclose(bias, -np.log(2), rtol=1e-6)
 
 
+@pytest.mark.backend_free
 def test_a_diverging_run_is_one_sentence_and_a_status(
     pictures, start, tmp_path, capsys
 ):
@@ -210,6 +213,7 @@ def test_a_diverging_run_is_one_sentence_and_a_status(
     assert "The last good checkpoint: " in error and "Traceback" not in error
 
 
+@pytest.mark.backend_free
 @pytest.mark.parametrize(
     ("data", "message"),
     [("nothing_of_the_kind", "nothing_of_the_kind"), ("empty", "empty")],
@@ -230,6 +234,7 @@ def test_unusable_data_is_one_sentence_before_a_model_is_made(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.backend_free
 def test_a_damaged_picture_is_named_or_skipped(pictures, start, tmp_path, capsys):
     folder = tmp_path / "pictures"
     shutil.copytree(pictures, folder)
@@ -247,6 +252,7 @@ def options(command, *arguments):
     return parser().parse_args([command, "--output", "run", *arguments])
 
 
+@pytest.mark.backend_free
 def test_what_is_not_given_is_the_papers():
     arguments = finetune_arguments(options("finetune", "--data", "cifar10"))
     assert (arguments["total_steps"], arguments["warmup_steps"]) == (10_000, 500)
@@ -269,6 +275,7 @@ def test_what_is_not_given_is_the_papers():
         finetune_arguments(options("finetune", "--data", "a_folder"))
 
 
+@pytest.mark.backend_free
 def test_sharpness_aware_training_by_flags_or_by_the_name_of_a_run():
     run = ("--data", "cifar10", "--steps", "50")
     arguments = finetune_arguments(options("finetune", *run, "--sam-rho", "0.1"))
@@ -362,6 +369,7 @@ def test_two_hosts_fine_tune_as_one(pictures, start, tmp_path):
     assert log.read_text().count("Written:") == 1
 
 
+@pytest.mark.backend_free
 def test_of_a_model_with_a_deep_head_the_body_goes_on():
     """And other commands take it, too: their Mixer is the one inside."""
     from keras_mixer.cli import training
