@@ -12,11 +12,12 @@ from pathlib import Path
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # Or OpenVINO, where a test imports it, reports that to its makers, from a fork.
 os.environ.setdefault("CI", "true")
-# Most of the suite's time would be LLVM's, for programs that run a few times. Set and
+# Most of the suite's time would be XLA's, for programs that run a few times. Set and
 # empty, the variable brings its optimizations back; `make nightly` does.
 os.environ.setdefault(
     "XLA_FLAGS",
-    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
+    "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1",
 )
 # Let JAX compile a program once, not in every test that builds the same model.
 PROGRAMS = Path(__file__).parents[1] / ".pytest_cache" / "jax"
