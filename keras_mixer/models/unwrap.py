@@ -152,7 +152,7 @@ class _Parts:
         self.record = self._record(before, images)
         self.blocks = [layer for layer in after if isinstance(layer, MixerBlock)]
         num_blocks = len(self.blocks)
-        rest = [layer for layer in after[num_blocks:] if not has_no_effect(layer)]
+        rest = [layer for layer in after[num_blocks:] if not _passes_vectors(layer)]
         if not num_blocks or after[:num_blocks] != self.blocks or len(rest) < 2:
             raise self._refused("blocks that do not follow each other")
         self.norm, pooling, *head = rest
@@ -185,11 +185,14 @@ class _Parts:
         nodes += [(f"block_{i}", block) for i, block in enumerate(self.blocks)]
         if self.head:
             nodes.append(("head", self.head))
-        return {
+        weights = {
             f"{node}/{name}": array
             for node, layer in nodes
             for name, array in model_weights(layer).items()
         }
+        if self.head and not self.head.use_bias:
+            weights["head/bias"] = np.zeros(self.head.units, "float32")
+        return weights
 
     def _record(
         self, before: list[keras.layers.Layer], images: np.ndarray
@@ -226,7 +229,7 @@ def _read_head(
 ) -> tuple[keras.layers.Dense | None, str | None, tuple[keras.layers.Layer, ...]]:
     """Return the head, the name of its activation, and the layers after it."""
     head = layers[0] if layers else None
-    if not isinstance(head, keras.layers.Dense) or not head.use_bias:
+    if not isinstance(head, keras.layers.Dense):
         return None, None, tuple(layers)
     activation, more = head.activation, layers[1:]
     if more and activation is keras.activations.linear:
@@ -236,6 +239,11 @@ def _read_head(
     if all(activation is not known for known in vars(keras.activations).values()):
         return None, None, tuple(layers)  # a function of somebody's own
     return head, keras.activations.serialize(activation), tuple(more)
+
+
+def _passes_vectors(layer: keras.layers.Layer) -> bool:
+    """Whether pooled features, and what comes after them, go through unchanged."""
+    return has_no_effect(layer) or isinstance(layer, keras.layers.Flatten)
 
 
 def _gives_back(layer: keras.layers.Layer, images: np.ndarray) -> bool:
@@ -278,10 +286,9 @@ def _is_half(layer: keras.layers.Layer) -> bool:
 def _refused(found: FoundMixer, what: str) -> ValueError:
     return ValueError(
         "`model` must be what one `MLPMixer` can compute: layers that act in "
-        "training only, a rescaling, the Mixer, and one dense layer with a bias "
-        f"and an activation. Received: {found.model.name!r} with {what}. Save "
-        "it with `model.save` (also to the Hub, `hf://owner/name`), or give it such a "
-        "head."
+        "training only, a rescaling, the Mixer, and one dense layer with an "
+        f"activation. Received: {found.model.name!r} with {what}. Save it with "
+        "`model.save` (also to the Hub, `hf://owner/name`), or give it such a head."
     )
 
 

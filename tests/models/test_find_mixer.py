@@ -241,6 +241,10 @@ class Brighter(layers.Layer):
         return images + 40 if training else images
 
 
+def flat(x):
+    return layers.Flatten()(layers.Dropout(0.1)(x))
+
+
 def own_augmentation():
     before = [Brighter(), layers.Resizing(*SHAPE[:2])]
     return keras.Sequential([keras.Input(SHAPE), *before, mixer()])
@@ -253,6 +257,7 @@ def own_augmentation():
         functional,
         labelled,
         own_augmentation,
+        lambda: after_it(lambda x: layers.Dense(3, "softmax", use_bias=False)(flat(x))),
         HeadFirst,
         lambda: keras.Sequential([keras.Input(SHAPE), HeadFirst()]),
     ],
