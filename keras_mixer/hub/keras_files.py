@@ -70,7 +70,7 @@ def read_keras(path: Path) -> "keras.Model":
             ) from error
     try:
         find_mixer(model)
-    except ValueError as error:
+    except Exception as error:  # a layer may hold anything that its class did not check
         raise ValueError(
             f"{str(path)!r} must hold a Mixer of this package. {reason_of(error)}"
         ) from error

@@ -443,6 +443,7 @@ def bigger(old, new):
         (bigger(b'"units": 5', b'"units": 9999999'), "makes a model of more than"),
         (bigger(b'"units": 5', b'"units": -5'), "cannot be read"),
         (bigger(b'"hidden_dim": 16', b'"hidden_dim": 1e99'), "cannot be read"),
+        (bigger(b'"offset": -1.0', b'"offset": "x"'), "a.keras' must hold a Mixer"),
         (
             lambda e: e.update({"config.json": e["config.json"] + b"[" + b"0," * 9**6}),
             "cannot be read",
