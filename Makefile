@@ -38,7 +38,7 @@ suite:
 # Every checkpoint at full size, ten times the fuzzing, ten times the kills, and all of
 # XLA's optimizations.
 nightly: .venv/dev
-	for backend in $(filter-out torch,$(BACKENDS)); do \
+	for backend in $(BACKENDS); do \
 		for part in $(PARTS); do \
 			KERAS_MIXER_FUZZ_EXAMPLES=2000 KERAS_MIXER_KILLS=50 XLA_FLAGS= \
 				KERAS_BACKEND=$$backend $(PYTEST) --dist loadfile $$part \

@@ -131,8 +131,12 @@ def loaded_by(statement):
     return set(python(code).split())
 
 
+@pytest.mark.backend_free
 def test_importing_the_package_loads_no_backend():
     assert loaded_by("import keras_mixer") == set()
+
+
+def test_a_model_loads_the_backend_that_is_used():
     # TensorFlow imports JAX where both are installed; that is not ours to change.
     used = loaded_by("import keras_mixer; keras_mixer.MixerB16")
     assert keras.config.backend() in used

@@ -29,6 +29,8 @@ from keras_mixer.app.uploads import read_picture
 from keras_mixer.cli.main import main, parser
 
 image = pytest.importorskip("PIL.Image", reason="needs the extra app")
+
+pytestmark = pytest.mark.backend_free
 LIMITS = Limits()
 
 

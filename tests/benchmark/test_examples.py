@@ -53,7 +53,9 @@ CONTENDERS = [f"ours-{BACKEND}", f"naive-{BACKEND}"]
 CONTENDERS += {"jax": ["flax"], "torch": ["timm"]}.get(BACKEND, [])
 
 
-@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize(
+    "training", [False, pytest.param(True, marks=pytest.mark.nightly)]
+)
 @pytest.mark.parametrize("name", CONTENDERS)
 def test_a_contender_runs(name, training):
     if name in ("flax", "timm"):

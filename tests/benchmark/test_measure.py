@@ -69,6 +69,7 @@ def test_growth_is_between_image_sizes_only():
     assert growth["exponent"] == pytest.approx(1.5)
 
 
+@pytest.mark.backend_free
 def test_inference_beside_a_peer(no_ceiling):
     made, calls = [], []
 
@@ -90,6 +91,7 @@ def test_inference_beside_a_peer(no_ceiling):
     assert report.machine["keras"] == keras.version()
 
 
+@pytest.mark.backend_free
 def test_a_training_step_and_fit(no_ceiling):
     case = replace(CASE, training=True, dtype="mixed_bfloat16")
     (found,) = measure.run([case], rounds=2, loop=True, layers=True).results

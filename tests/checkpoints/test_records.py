@@ -331,6 +331,7 @@ def hub(tmp_path_factory):
             yield hub
 
 
+@pytest.mark.backend_free
 @pytest.mark.parametrize("name", MIIL)
 def test_a_file_of_the_hub_stays_what_it_was_at_first(hub, name):
     record = find_checkpoint("B/16", name)
@@ -519,6 +520,7 @@ def test_a_name_at_other_sizes_and_with_another_head(storage, drawn):
     assert len(storage.log) == 1
 
 
+@pytest.mark.backend_free
 def test_a_damaged_file_never_becomes_a_model(storage, drawn, monkeypatch):
     monkeypatch.setattr(download.time, "sleep", lambda _: None)
     drawn("gsam", "S/32")
@@ -535,6 +537,7 @@ def test_a_damaged_file_never_becomes_a_model(storage, drawn, monkeypatch):
     family.MixerS32(weights="gsam")
 
 
+@pytest.mark.backend_free
 @pytest.mark.parametrize("noted", [True, False], ids=["with a digest", "by hand"])
 def test_a_cached_file_that_cannot_be_read_is_fetched_once_more(
     storage, drawn, noted, monkeypatch

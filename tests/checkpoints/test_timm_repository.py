@@ -16,6 +16,8 @@ from keras_mixer import from_pretrained
 from keras_mixer.checkpoints.weight_files import read_shapes, read_weights
 from keras_mixer.preprocessing import Preprocessing
 
+pytestmark = pytest.mark.backend_free
+
 MEAN = np.array(CONFIG["pretrained_cfg"]["mean"])
 STD = np.array(CONFIG["pretrained_cfg"]["std"])
 

@@ -6,6 +6,8 @@ import keras_mixer
 from keras_mixer.benchmark import measure
 from keras_mixer.cli.main import main, parser
 
+pytestmark = pytest.mark.backend_free
+
 TINY = ("--variants", "Ti/4", "--batch-sizes", "2", "--rounds", "2")
 
 

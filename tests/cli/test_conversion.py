@@ -6,6 +6,8 @@ from keras_mixer.checkpoints import read_weights
 from keras_mixer.cli.main import main
 from keras_mixer.hub import read_model, write_model
 
+pytestmark = pytest.mark.backend_free
+
 OVERRIDES = [
     "--input-shape",
     "32",

@@ -42,6 +42,7 @@ def test_a_curve_has_the_means_between_its_points():
     np.testing.assert_array_equal(history["val_loss"], [nan, nan, 0.5, nan, nan, 1.5])
 
 
+@pytest.mark.backend_free
 def test_one_epoch_of_the_demo_writes_what_it_says(tmp_path, capsys, monkeypatch):
     small = demo.load_digits(MixerTi4())
     monkeypatch.setattr(

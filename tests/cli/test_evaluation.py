@@ -11,6 +11,8 @@ from keras_mixer.hub.model_files import read_model
 
 pytest.importorskip("tensorflow_datasets")
 
+pytestmark = pytest.mark.backend_free
+
 TRUE = np.random.default_rng(0).integers(0, 5, 30)
 
 

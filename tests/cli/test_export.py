@@ -37,12 +37,14 @@ def test_export_writes_and_says_how_close_it_is(written, capsys):
     np.testing.assert_allclose(load_onnx(written)(images), expected, atol=1e-4)
 
 
+@pytest.mark.backend_free
 def test_export_in_half_precision(written, capsys):
     assert main(["export", str(written), "--precision", "float16"]) == 0
     assert 1e-5 < float(capsys.readouterr().out.split()[-1].rstrip(")")) < 5e-3
     assert keras_mixer.export.load(written).precision == "float16"
 
 
+@pytest.mark.backend_free
 @pytest.mark.parametrize(
     "target, options, message",
     [
@@ -57,6 +59,7 @@ def test_a_precision_that_a_format_lacks(target, options, message, tmp_path, cap
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.backend_free
 def test_export_int8_from_a_folder(written, tmp_path, capsys, monkeypatch):
     seen = []
 
@@ -76,6 +79,7 @@ def test_export_int8_from_a_folder(written, tmp_path, capsys, monkeypatch):
     np.testing.assert_array_equal(images, keras_mixer.preprocess(files, model))
 
 
+@pytest.mark.backend_free
 def test_export_int8_from_a_data_set(written, tmp_path, monkeypatch):
     pytest.importorskip("tensorflow_datasets")
     images = np.random.default_rng(0).integers(0, 256, (9, 32, 32, 3), "uint8")
@@ -101,6 +105,7 @@ def test_export_int8_from_a_data_set(written, tmp_path, monkeypatch):
     )
 
 
+@pytest.mark.backend_free
 def test_formats_are_those_of_the_wing():
     """The check before Keras is imported knows the same endings, packages, backends."""
     from keras_mixer.cli.formats import FORMATS
@@ -118,6 +123,7 @@ def test_formats_are_those_of_the_wing():
         assert packages == entry.packages
 
 
+@pytest.mark.backend_free
 @pytest.mark.parametrize(
     "picture, options",
     [("filters", ["--block", "1", "--count", "8"]), ("stem", ["--count", "5"])],
@@ -163,6 +169,7 @@ def test_plot_draws_the_evidence_for_a_class(tmp_path, capsys, monkeypatch):
     assert "--class must be an integer in [0, 10)" in capsys.readouterr().err
 
 
+@pytest.mark.backend_free
 def test_plot_draws_the_logs_of_trainings(tmp_path, capsys, monkeypatch):
     pytest.importorskip("matplotlib")
     log, drawn = tmp_path / "log.csv", []
@@ -185,6 +192,7 @@ def test_plot_draws_the_logs_of_trainings(tmp_path, capsys, monkeypatch):
         np.testing.assert_array_equal(history[name], values)
 
 
+@pytest.mark.backend_free
 def test_plot_says_what_is_wrong(tmp_path, capsys):
     pytest.importorskip("matplotlib")
     log, path = tmp_path / "log.csv", tmp_path / "curves.png"

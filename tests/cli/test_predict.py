@@ -56,6 +56,7 @@ def test_predict_takes_folders_saved_models_and_draws(capsys, picture, tmp_path,
     assert chart.read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.backend_free
 def test_predict_with_other_labels(capsys, picture, tmp_path):
     names = tmp_path / "names.txt"
     names.write_text("\n".join(f"name{i}" for i in range(10)))
@@ -66,6 +67,7 @@ def test_predict_with_other_labels(capsys, picture, tmp_path):
     assert "--labels must have one name per class" in capsys.readouterr().err
 
 
+@pytest.mark.backend_free
 def test_predict_takes_a_published_folder(capsys, picture, tmp_path):
     model = drawn_model()
     model.labels = tuple("abcde")
@@ -79,6 +81,7 @@ def test_predict_takes_a_published_folder(capsys, picture, tmp_path):
 # --- bad pictures -----------------------------------------------------------------
 
 
+@pytest.mark.backend_free
 def test_it_goes_on_after_a_bad_picture(capsys, picture, tmp_path):
     text, half = tmp_path / "a_text.jpg", tmp_path / "half.png"
     text.write_text("no picture")
@@ -96,12 +99,14 @@ def test_it_goes_on_after_a_bad_picture(capsys, picture, tmp_path):
     assert count == "keras-mixer predict: 3 of 5 pictures could not be read."
 
 
+@pytest.mark.backend_free
 def test_only_bad_pictures_give_no_record(capsys, tmp_path):
     (tmp_path / "empty.png").touch()
     assert main(["predict", str(tmp_path), "--json"]) == 1
     assert json.loads(capsys.readouterr().out) == []
 
 
+@pytest.mark.backend_free
 def test_missing_files_are_reported_before_a_model_is_made(
     capsys, picture, monkeypatch
 ):
@@ -115,6 +120,7 @@ def test_missing_files_are_reported_before_a_model_is_made(
 # --- standard input ---------------------------------------------------------------
 
 
+@pytest.mark.backend_free
 def test_a_picture_on_standard_input(capsys, picture, monkeypatch, model):
     class Pipe:
         buffer = io.BytesIO(picture.read_bytes())
@@ -129,6 +135,7 @@ def test_a_picture_on_standard_input(capsys, picture, monkeypatch, model):
     assert str(picture) in out and "'-' cannot be read" in err
 
 
+@pytest.mark.backend_free
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="named pipes")
 def test_no_endless_input_is_read(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(predict, "_MAX_BYTES", 2**20)
@@ -141,6 +148,7 @@ def test_no_endless_input_is_read(capsys, tmp_path, monkeypatch):
 ODD = 'two\nlines\x1b[31m, "quoted".png'
 
 
+@pytest.mark.backend_free
 def test_json_records(capsys, picture, tmp_path, model):
     draw(tmp_path / ODD, seed=1)
     assert main(["predict", str(tmp_path), "--json", "--top", "2"]) == 0
@@ -158,6 +166,7 @@ def test_json_records(capsys, picture, tmp_path, model):
         )
 
 
+@pytest.mark.backend_free
 def test_csv_records(capsys, picture, tmp_path, model):
     draw(tmp_path / ODD, seed=1)
     assert main(["predict", str(tmp_path), "--csv", "--top", "2"]) == 0
@@ -174,6 +183,7 @@ def test_csv_records(capsys, picture, tmp_path, model):
     )
 
 
+@pytest.mark.backend_free
 def test_lines_hold_no_control_characters(capsys, tmp_path):
     draw(tmp_path / ODD)
     assert main(["predict", str(tmp_path)]) == 0
@@ -184,6 +194,7 @@ def test_lines_hold_no_control_characters(capsys, tmp_path):
 # --- plots ------------------------------------------------------------------------
 
 
+@pytest.mark.backend_free
 def test_many_pictures_make_pages_of_whole_pictures(
     capsys, tmp_path, monkeypatch, model
 ):

@@ -26,6 +26,7 @@ def batches(source, count, **arguments):
     return [(x.numpy(), y.numpy()) for x, y in stream]
 
 
+@pytest.mark.backend_free
 def test_one_pass_holds_every_image_once_with_its_label():
     seen = {}
     for images, labels in batches(numbered(), 4):
@@ -36,6 +37,7 @@ def test_one_pass_holds_every_image_once_with_its_label():
     assert seen == {i + 1: i % 4 for i in range(32)}
 
 
+@pytest.mark.backend_free
 @pytest.mark.parametrize("crop", ["inception", "pad", "none"])
 @pytest.mark.parametrize("randaugment", [None, (2, 15)])
 def test_shapes_are_known_before_the_first_batch(crop, randaugment):
@@ -49,6 +51,7 @@ def test_shapes_are_known_before_the_first_batch(crop, randaugment):
     assert labels.shape == (4, 2)
 
 
+@pytest.mark.backend_free
 def test_fields_of_the_augmentation_may_be_given_alone():
     record = data.Augmentation(crop="none", flip=False, mixup=0.3)
     (whole,) = batches(numbered(), 1, augmentation=record, pad=4, mixup=0.0)
@@ -59,6 +62,7 @@ def test_fields_of_the_augmentation_may_be_given_alone():
         batches(numbered(), 1, crops="none")
 
 
+@pytest.mark.backend_free
 def test_the_order_changes_with_the_pass_and_the_seed_and_nothing_else():
     def order(first, seed):
         stream = batches(numbered(), 8, seed=seed)
@@ -69,6 +73,7 @@ def test_the_order_changes_with_the_pass_and_the_seed_and_nothing_else():
     assert order(0, seed=1) != order(0, seed=2)
 
 
+@pytest.mark.backend_free
 def test_the_order_does_not_depend_on_the_global_seed():
     plain = batches(numbered(), 6, seed=0)
     keras.utils.set_random_seed(99)
@@ -126,6 +131,7 @@ def test_a_stream_goes_on_where_another_stopped(source, kind):
             np.testing.assert_array_equal(y, again_y)
 
 
+@pytest.mark.backend_free
 def test_randaugment_is_drawn_for_every_image_from_its_place_in_the_stream():
     images = np.full((4, 8, 8, 3), 50, "uint8")
     images[:, 2:5, 1:4] = (200, 90, 10)
@@ -137,6 +143,7 @@ def test_randaugment_is_drawn_for_every_image_from_its_place_in_the_stream():
     np.testing.assert_array_equal(x, whole[2][0][4:])
 
 
+@pytest.mark.backend_free
 def test_the_third_number_of_randaugment_is_the_factor_of_pixels():
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (64, 32, 32, 3), "uint8")
@@ -157,6 +164,7 @@ def test_the_third_number_of_randaugment_is_the_factor_of_pixels():
     assert lost["shrunk"] == 0
 
 
+@pytest.mark.backend_free
 def test_random_erasing_is_drawn_for_every_image():
     source = data.from_arrays(np.full((64, 8, 8, 3), 50, "uint8"), np.zeros(64, int))
     images = [image for x, _ in batches(source, 64, random_erasing=0.25) for image in x]
@@ -168,6 +176,7 @@ def test_random_erasing_is_drawn_for_every_image():
     np.testing.assert_array_equal(again, images[40:48])
 
 
+@pytest.mark.backend_free
 def test_what_is_skipped_is_not_read():
     read = []
 
@@ -185,6 +194,7 @@ def test_what_is_skipped_is_not_read():
     assert len(read) < 500  # what was fetched ahead, not a pass
 
 
+@pytest.mark.backend_free
 @pytest.mark.parametrize("kind", ["pad", "inception", "strong"])
 def test_the_parts_of_the_hosts_make_up_the_whole_batches(source, kind):
     arguments = {"seed": 3, "first_step": 2} | KINDS[kind]
@@ -197,6 +207,7 @@ def test_the_parts_of_the_hosts_make_up_the_whole_batches(source, kind):
         np.testing.assert_array_equal(joined[1], y)
 
 
+@pytest.mark.backend_free
 def test_inception_crops_have_the_areas_and_aspect_ratios_asked_for():
     # Pixels that tell where they are: the crop's edges are those of its values.
     rows, columns = np.indices((200, 240))
@@ -215,6 +226,7 @@ def test_inception_crops_have_the_areas_and_aspect_ratios_asked_for():
     assert 0.72 < min(ratios) < 0.8 and 1.25 < max(ratios) < 1.37
 
 
+@pytest.mark.backend_free
 def test_without_crop_and_flip_images_are_only_resized():
     images = np.random.default_rng(0).integers(0, 256, (8, 16, 12, 3), "uint8")
     source = data.from_arrays(images, np.arange(8))
@@ -224,6 +236,7 @@ def test_without_crop_and_flip_images_are_only_resized():
     assert x.dtype == np.uint8
 
 
+@pytest.mark.backend_free
 def test_padding_shifts_and_flips():
     image = np.zeros((1, 8, 8, 3), "uint8")
     image[0, 3, 2] = 200  # one bright pixel, to see where it goes
@@ -239,6 +252,7 @@ def test_padding_shifts_and_flips():
     assert columns == [0, 1, 2, 3, 4, 5, 6, 7]
 
 
+@pytest.mark.backend_free
 def test_mixup_blends_neighbours_of_the_batch_and_their_labels():
     plain = batches(numbered(), 20, seed=5)
     mixed = batches(numbered(), 20, seed=5, mixup=0.5)
@@ -255,6 +269,7 @@ def test_mixup_blends_neighbours_of_the_batch_and_their_labels():
     assert np.std(shares) > 0.05  # drawn anew for every batch
 
 
+@pytest.mark.backend_free
 def test_cutmix_pastes_neighbours_of_the_batch_and_shares_their_labels():
     plain = batches(numbered(), 20, seed=5)
     mixed = batches(numbered(), 20, seed=5, cutmix=1.0)
@@ -271,6 +286,7 @@ def test_cutmix_pastes_neighbours_of_the_batch_and_shares_their_labels():
     assert np.std(areas) > 0.1  # drawn anew for every batch
 
 
+@pytest.mark.backend_free
 def test_with_mixup_and_cutmix_each_batch_goes_through_one():
     mixed = batches(numbered(), 60, seed=5, mixup=0.5, cutmix=1.0)
     pasted = 0
@@ -294,6 +310,7 @@ RECORDS = [
 ]
 
 
+@pytest.mark.backend_free
 @pytest.mark.parametrize(
     "record", RECORDS, ids=lambda r: f"{r.transform}-{r.interpolation}"
 )
@@ -314,6 +331,7 @@ def test_evaluation_prepares_images_as_preprocess_does(record, shape):
         np.testing.assert_allclose(ours, expected, atol=atol)
 
 
+@pytest.mark.backend_free
 def test_padded_passes_have_full_batches_and_weights():
     stream = data.evaluation_batches(numbered(10), image_size=8, batch_size=4, pad=True)
     assert stream.element_spec[0].shape == (4, 8, 8, 3)
@@ -326,6 +344,7 @@ def test_padded_passes_have_full_batches_and_weights():
     assert values[:10] == list(range(1, 11))
 
 
+@pytest.mark.backend_free
 @pytest.mark.parametrize("pad", [True, False])
 def test_the_evaluation_parts_of_the_hosts_make_up_the_pass(pad):
     def passes(shard):
@@ -343,6 +362,7 @@ def test_the_evaluation_parts_of_the_hosts_make_up_the_pass(pad):
             np.testing.assert_array_equal(arrays[0], np.concatenate(arrays[1:]))
 
 
+@pytest.mark.backend_free
 def test_evaluation_is_one_pass_in_order():
     source = numbered(10)
     stream = data.evaluation_batches(source, image_size=8, batch_size=4)
@@ -350,6 +370,7 @@ def test_evaluation_is_one_pass_in_order():
     assert values == [[1, 2, 3, 4], [5, 6, 7, 8], [9, 10]]
 
 
+@pytest.mark.backend_free
 def test_other_sizes_are_resized():
     source = data.from_arrays(np.full((4, 16, 12, 3), 7, "uint8"), np.arange(4))
     ((images, _),) = batches(source, 1, batch_size=4)
@@ -369,6 +390,7 @@ def test_fit_takes_the_batches():
     assert np.isfinite(history.history["loss"][0])
 
 
+@pytest.mark.backend_free
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

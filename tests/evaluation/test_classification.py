@@ -87,6 +87,7 @@ def test_a_score_that_is_no_number_is_an_error():
         evaluate(broken, source())
 
 
+@pytest.mark.backend_free
 def test_classes_are_told_by_their_names(scores):
     named = named_model()
     order = RNG.permutation(7)
@@ -102,6 +103,7 @@ def test_classes_are_told_by_their_names(scores):
     assert evaluation.confusion_matrix.shape == (7, 7)
 
 
+@pytest.mark.backend_free
 def test_numbers_are_the_names_of_a_model_without_labels(model):
     unnamed = drawn_model(num_classes=7, num_blocks=3)
     numbered = keras_mixer.data.from_arrays(IMAGES, TRUE)
@@ -118,6 +120,7 @@ def test_numbers_are_the_names_of_a_model_without_labels(model):
         evaluate(unnamed, source(names=tuple("7654321")))
 
 
+@pytest.mark.backend_free
 def test_a_name_in_another_form_of_its_accents_is_the_same():
     composed, split = (
         "caf\N{LATIN SMALL LETTER E WITH ACUTE}",
@@ -128,6 +131,7 @@ def test_a_name_in_another_form_of_its_accents_is_the_same():
     assert other.top_1 == evaluate(named_model(), source()).top_1
 
 
+@pytest.mark.backend_free
 @pytest.mark.parametrize(
     "names", [tuple(map(str, range(1, 8))), tuple("abcdefz"), tuple("ABCDEFG")]
 )
@@ -155,6 +159,7 @@ def test_position_ignores_names_that_are_in_another_order(model, scores):
         evaluate(model, backwards, match="by")
 
 
+@pytest.mark.backend_free
 def test_names_that_repeat_match_only_as_a_whole(model):
     crane = ("crane", *NAMES[1:6], "crane")
     named = named_model(crane)
@@ -173,6 +178,7 @@ def test_real_labels_are_any_of_several(model, scores):
     assert evaluate(model, source(), real_labels=real).real == 2 / 3
 
 
+@pytest.mark.backend_free
 def test_real_labels_are_numbers_of_the_data_set(scores):
     named = named_model()
     backwards = source(6 - TRUE, NAMES[::-1])
@@ -180,6 +186,7 @@ def test_real_labels_are_numbers_of_the_data_set(scores):
     assert evaluate(named, backwards, real_labels=real).real == 1.0
 
 
+@pytest.mark.backend_free
 def test_real_labels_follow_the_sorted_file_names(model, scores):
     order = np.random.default_rng(1).permutation(40)
     names = [f"val_{i:04}.png" for i in order]

@@ -209,6 +209,7 @@ def test_arguments_reach_the_ridge_and_the_draws(sets):
     assert found == {2: expected}
 
 
+@pytest.mark.backend_free
 def test_only_the_examples_that_are_drawn_go_through_the_model(sets, monkeypatch):
     model, (train, labels), (test, _) = sets
     seen = []
@@ -225,6 +226,7 @@ def test_only_the_examples_that_are_drawn_go_through_the_model(sets, monkeypatch
     assert seen[0] < 17
 
 
+@pytest.mark.backend_free
 def test_a_second_evaluation_reads_the_cache(sets, monkeypatch, tmp_path):
     model, (train, _), (test, _) = sets
     arguments = {"shots": (1, 2), "cache_dir": tmp_path}
@@ -234,6 +236,7 @@ def test_a_second_evaluation_reads_the_cache(sets, monkeypatch, tmp_path):
     assert fewshot.evaluate(model, train, test, **arguments, l2=0.1) != first
 
 
+@pytest.mark.backend_free
 def test_seeds_may_draw_sets_of_a_class_without_examples(sets):
     model, (train, _), (test, _) = sets
     names = (*train.label_names, "elk")

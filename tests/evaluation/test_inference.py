@@ -64,6 +64,7 @@ def test_a_node_and_another_transform_can_be_asked_for():
     assert np.abs(values - own).max() > 1e-2
 
 
+@pytest.mark.backend_free
 def test_the_bar_is_not_on_the_standard_output(capsys):
     collected(drawn_model(), keras_mixer.data.from_arrays(*photos()), progress=True)
     assert capsys.readouterr().out == ""

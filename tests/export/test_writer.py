@@ -146,6 +146,7 @@ def test_a_half_precision_file_outside_its_tolerance_is_not_kept(tmp_path, monke
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.backend_free
 def test_onnx_in_float16_keeps_norms_and_head_in_float32():
     onnx = pytest.importorskip("onnx")
     model = onnx_graph.onnx_model(drawn_model(), half=True)
@@ -162,6 +163,7 @@ def test_onnx_in_float16_keeps_norms_and_head_in_float32():
     assert outputs.type.tensor_type.elem_type == full
 
 
+@pytest.mark.backend_free
 def test_openvino_keeps_the_hint_in_the_file(tmp_path):
     path = target(tmp_path, "openvino")
     sizes = {}
@@ -210,6 +212,7 @@ def test_lora_adapters_are_merged(tmp_path):
     assert export(model, path) < 1e-5
 
 
+@pytest.mark.backend_free
 def test_onnx_holds_each_norm_and_gelu_as_one_operator(tmp_path):
     onnx = pytest.importorskip("onnx")
     model = onnx_graph.onnx_model(drawn_model())
@@ -247,6 +250,7 @@ def test_int8_depends_on_the_images(tmp_path):
     assert np.abs(runs[0] - runs[1]).max() > 1e-3
 
 
+@pytest.mark.backend_free
 @pytest.mark.parametrize("format", ["onnx", "openvino"])
 def test_a_wrong_file_is_deleted_and_what_was_there_stays(
     format, tmp_path, monkeypatch
@@ -280,6 +284,7 @@ def test_missing_packages_are_named(tmp_path, monkeypatch):
         export(drawn_model(), tmp_path / "m.onnx")
 
 
+@pytest.mark.backend_free
 @pytest.mark.parametrize(
     "path, arguments, message",
     [
@@ -320,6 +325,7 @@ def test_int8_of_a_format_without(tmp_path):
         export(drawn_model(), path, calibration_images=drawn_images(2))
 
 
+@pytest.mark.backend_free
 def test_models_that_cannot_be_written(tmp_path):
     path = target(tmp_path, "onnx")
     with pytest.raises(ValueError, match="`model` must"):
@@ -335,6 +341,7 @@ def test_models_that_cannot_be_written(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.backend_free
 def test_what_exists_is_replaced_only_when_asked(tmp_path):
     path = target(tmp_path, "onnx")
     path.write_bytes(b"mine")

@@ -118,6 +118,7 @@ def test_what_is_no_model_is_refused(name, error, match, tmp_path):
         read_model(tmp_path / name)
 
 
+@pytest.mark.backend_free
 @pytest.mark.parametrize("name", TARGETS)
 def test_nothing_is_replaced_unasked(model, name, tmp_path):
     write_model(model, tmp_path / name)
@@ -150,6 +151,7 @@ def test_folders_and_files_of_others_are_never_replaced(model, tmp_path):
     assert len(list(tmp_path.iterdir())) == 3
 
 
+@pytest.mark.backend_free
 @pytest.mark.parametrize("name", TARGETS)
 def test_what_fails_leaves_the_old_one_and_nothing_else(
     model, name, tmp_path, monkeypatch

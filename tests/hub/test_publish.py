@@ -136,6 +136,7 @@ def test_the_plain_model_trains_as_ours_does(tmp_path):
     assert np.ptp(outputs, axis=0).max() > 0.01  # the images are equal
 
 
+@pytest.mark.backend_free
 def test_equal_models_give_equal_files(tmp_path):
     changes = {"dropout_rate": 0.2, "stochastic_depth_rate": 0.4}
     for folder in ("a", "b"):
@@ -150,6 +151,7 @@ def test_equal_models_give_equal_files(tmp_path):
         assert one.read_bytes() == other.read_bytes(), name
 
 
+@pytest.mark.backend_free
 def test_checksums_and_metadata(tmp_path):
     given = {"source": "https://example.org/a.npz", "sha256": "0" * 64}
     write_repository(make_model(), tmp_path, provenance=given)
@@ -176,6 +178,7 @@ def test_half_precision_is_published_in_float32(tmp_path):
     assert {layer.compute_dtype for layer in plain.layers} == {"float32"}
 
 
+@pytest.mark.backend_free
 def test_models_that_cannot_be_published_are_refused(tmp_path):
     def refused(model, match, **arguments):
         with pytest.raises(ValueError, match=match):
@@ -300,6 +303,7 @@ def test_wrong_configs_are_refused(copy, edit, match):
         from_pretrained(copy)
 
 
+@pytest.mark.backend_free
 def test_another_head_than_the_weights_is_not_made_up(copy):
     change(copy, _set("labels", None))
     from_pretrained(copy)
@@ -517,6 +521,7 @@ def cached(home, name, filename):
 # --- publishing -------------------------------------------------------------------
 
 
+@pytest.mark.backend_free
 def test_what_was_published_loads_again(hub, client, expected):
     commit = client(push, 0, "alice/round", commit_message="First", tag="v1")
     repository = hub.repositories["alice/round"]

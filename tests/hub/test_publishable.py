@@ -15,6 +15,8 @@ from keras_mixer.hub.publish import from_pretrained, push_to_hub
 from keras_mixer.models.mixer import mlp_mixer
 from keras_mixer.preprocessing import Preprocessing
 
+pytestmark = pytest.mark.backend_free
+
 HOSTILE = "x](y) <b>|*bold* `code` \n# Head\x1b[2J"
 PATHS = "/home/me/secret/train.py on C:\\Users\\me\\data.zip, ~/runs/a, file:///mnt/b"
 

@@ -120,6 +120,7 @@ def test_the_weights_have_timms_names_and_orientation(tmp_path):
         assert array.dtype == np.float32
 
 
+@pytest.mark.backend_free
 def test_the_config_is_timms(tmp_path):
     write_folder(make_model(), tmp_path / "new", timm=True)
     config = json.loads((tmp_path / "new" / "config.json").read_text())
@@ -133,6 +134,7 @@ def test_the_config_is_timms(tmp_path):
     assert own == expected
 
 
+@pytest.mark.backend_free
 @pytest.mark.parametrize("changes", KINDS.values(), ids=KINDS)
 def test_one_folder_for_keras_for_us_and_for_timm(changes, tmp_path):
     model, folder = make_model(**changes), tmp_path / "folder"
@@ -173,6 +175,7 @@ def test_a_resized_model(tmp_path):
     np.testing.assert_allclose(logits_of(again)[1], logits_of(model)[1], atol=1e-5)
 
 
+@pytest.mark.backend_free
 def test_verify_compares_the_two_files_of_weights(tmp_path):
     write_folder(make_model(), tmp_path / "folder", timm=True)
     verify(tmp_path / "folder")
@@ -184,6 +187,7 @@ def test_verify_compares_the_two_files_of_weights(tmp_path):
         verify(tmp_path / "folder")
 
 
+@pytest.mark.backend_free
 def test_what_timm_cannot_build_is_refused_before_anything_is_written(tmp_path):
     def refused(match, write=write_folder, name="new", **changes):
         arguments = {"timm": True} if write is write_folder else {}
@@ -220,6 +224,7 @@ def test_the_advice_for_the_tanh_form_works(tmp_path):
     save_timm(exact, tmp_path / "a.safetensors")
 
 
+@pytest.mark.backend_free
 def test_convert_writes_and_reads_the_weights(tmp_path):
     model = make_model()
     write_model(model, tmp_path / "a.safetensors")
@@ -231,6 +236,7 @@ def test_convert_writes_and_reads_the_weights(tmp_path):
     np.testing.assert_array_equal(logits_of(again)[1], logits_of(model)[1])
 
 
+@pytest.mark.backend_free
 def test_the_card_shows_the_three_ways(tmp_path):
     write_folder(make_model(), tmp_path / "new", timm=True, repo_id="alice/ants")
     card = (tmp_path / "new" / "README.md").read_text()
@@ -303,6 +309,7 @@ def client(hub, tmp_path_factory):
             yield lambda f, *args, **named: pool.submit(f, *args, **named).result(600)
 
 
+@pytest.mark.backend_free
 def test_one_repository_for_keras_and_for_us(hub, client):
     client(push, 0, "alice/three", timm=True)
     assert "model.safetensors" in hub.files("alice/three")
@@ -315,6 +322,7 @@ def test_one_repository_for_keras_and_for_us(hub, client):
     )
 
 
+@pytest.mark.backend_free
 def test_and_for_timm(hub, client, timm):
     client(push, 0, "alice/timm", timm=True)
     pixels, expected = logits_of(make_model())
@@ -327,6 +335,7 @@ def test_and_for_timm(hub, client, timm):
     }
 
 
+@pytest.mark.backend_free
 def test_weights_for_timm_that_are_gone_are_removed(hub, client):
     client(push, 0, "alice/gone", timm=True)
     client(push, 0, "alice/gone")
@@ -337,6 +346,7 @@ def test_weights_for_timm_that_are_gone_are_removed(hub, client):
     assert hub.files("alice/kept")["model.safetensors"] == b"other"
 
 
+@pytest.mark.backend_free
 def test_a_repository_of_timm_by_its_name(hub, client, tmp_path):
     timm_folder.write(tmp_path, state_dict(draw()))
     files = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
@@ -347,6 +357,7 @@ def test_a_repository_of_timm_by_its_name(hub, client, tmp_path):
     assert not any("model.weights.h5" in request["path"] for request in hub.log)
 
 
+@pytest.mark.backend_free
 def test_a_pickle_on_the_hub_is_not_downloaded(hub, client):
     config = json.dumps(timm_folder.CONFIG).encode()
     files = {"config.json": config, "pytorch_model.bin": b"0" * 5000}
@@ -424,6 +435,7 @@ def test_timm_computes_what_every_kind_computes(changes, timm, tmp_path):
     np.testing.assert_allclose(logits, expected, atol=2e-6 * scale)
 
 
+@pytest.mark.backend_free
 @pytest.mark.parametrize("name", ["gmixer_12_224", "resmlp_12_224", "gmlp_ti16_224"])
 def test_what_timm_writes_of_other_architectures_is_refused(name, timm, tmp_path):
     model = timm.create_model(name, img_size=32)
@@ -432,6 +444,7 @@ def test_what_timm_writes_of_other_architectures_is_refused(name, timm, tmp_path
         from_pretrained(tmp_path)
 
 
+@pytest.mark.backend_free
 @pytest.mark.parametrize("size", [(64, 64), (48, 80)])
 @pytest.mark.parametrize("crop_mode", ["center", "squash", "border"])
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])

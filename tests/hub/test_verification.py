@@ -27,6 +27,7 @@ KINDS = {
 }
 
 
+@pytest.mark.backend_free
 @pytest.mark.parametrize("exact", [False, True])
 @pytest.mark.parametrize("num_classes", [0, 5])
 def test_the_packages_numpy_mixer_is_that_of_the_tests(exact, num_classes):
@@ -65,6 +66,7 @@ def test_right_files_pass(name, tmp_path):
     assert report.parameters == model.count_params()
 
 
+@pytest.mark.backend_free
 def test_the_report_is_a_table(tmp_path):
     write_model(drawn_model(), tmp_path / "folder")
     lines = str(verify(tmp_path / "folder")).splitlines()
@@ -111,6 +113,7 @@ def test_wrong_models_fail(change, match):
         verify(model)
 
 
+@pytest.mark.backend_free
 def test_models_that_cannot_be_verified_are_refused():
     images = keras.Input((8,))
     other = keras.Model(images, keras.layers.Dense(2)(images))
@@ -120,12 +123,14 @@ def test_models_that_cannot_be_verified_are_refused():
         verify(drawn_model(dtype="mixed_bfloat16"))
 
 
+@pytest.mark.backend_free
 def test_a_count_that_is_wrong_fails(monkeypatch):
     monkeypatch.setattr(verification, "parameter_count", lambda config: 7)
     with pytest.raises(ValueError, match="check of its parameter count:.*must be 7"):
         verify(drawn_model())
 
 
+@pytest.mark.backend_free
 def test_the_shapes_of_the_sizes_are_asked_for(monkeypatch):
     shapes = verification._expected_shapes(drawn_model().config)
     del shapes["head/bias"]
@@ -136,6 +141,7 @@ def test_the_shapes_of_the_sizes_are_asked_for(monkeypatch):
     assert "tail/bias" in str(error.value) and "head/bias" in str(error.value)
 
 
+@pytest.mark.backend_free
 def test_files_that_cannot_be_read_say_so(tmp_path):
     with pytest.raises(FileNotFoundError, match="absent"):
         verify(tmp_path / "absent.npz")
@@ -144,6 +150,7 @@ def test_files_that_cannot_be_read_say_so(tmp_path):
         verify(tmp_path / "text.npz")
 
 
+@pytest.mark.backend_free
 def test_one_changed_bit_is_not_the_same(tmp_path):
     model = drawn_model()
     write_model(model, tmp_path / "model.npz")
@@ -169,6 +176,7 @@ def folder(tmp_path):
     return tmp_path / "folder"
 
 
+@pytest.mark.backend_free
 @pytest.mark.parametrize("changes", [{}, *list(KINDS.values())[1:4]])
 def test_right_folders_pass(changes, tmp_path):
     model, folder = drawn_model(**changes), tmp_path / "folder"
@@ -186,6 +194,7 @@ def edit(path, change):
     path.write_text(json.dumps(value))
 
 
+@pytest.mark.backend_free
 @pytest.mark.parametrize(
     "name",
     ["config.json", "model.weights.h5", "metadata.json", "labels.json", "README.md"],
@@ -201,6 +210,7 @@ def test_damage_in_any_file_is_found(folder, name):
         verify(folder)
 
 
+@pytest.mark.backend_free
 def test_files_too_few_or_too_many_are_found(folder):
     (folder / "extra.txt").write_text("")
     with pytest.raises(ValueError, match="does not match extra.txt"):
@@ -220,6 +230,7 @@ def change_plain_norm(config):
             layer["config"]["epsilon"] = 1e-3
 
 
+@pytest.mark.backend_free
 @pytest.mark.parametrize(
     ("name", "change", "match"),
     [

@@ -321,6 +321,7 @@ def test_a_resized_model_is_saved_loaded_and_resized_again(tiny, tmp_path):
     }
 
 
+@pytest.mark.backend_free
 @pytest.mark.parametrize("name", ["m.keras", "folder", "m.npz", "m.weights.h5"])
 @pytest.mark.parametrize("shape", [(64, 72, 3), (40, 56, 3)])
 def test_every_kind_of_file_keeps_the_new_token_mlps(tiny, shape, name, tmp_path):
@@ -343,6 +344,7 @@ def test_constructors_resize_weights_of_another_size(shape):
     assert_array_equal(outputs(model, images), outputs(expected, images))
 
 
+@pytest.mark.backend_free
 @pytest.mark.parametrize(
     ("shape", "method", "message"),
     [
@@ -375,6 +377,7 @@ def test_only_a_mixer_can_be_resized():
         resize(model, (64, 48, 3))
 
 
+@pytest.mark.backend_free
 @pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize` method")
 def test_a_quantized_model_is_refused(tiny):
     model = mlp_mixer(**tiny)
