@@ -7,6 +7,7 @@ import pytest
 from keras_mixer.training.log import IntervalMeans, TrainingLog, keras_history
 
 
+@pytest.mark.backend_free
 def test_rows_are_written_one_by_one(tmp_path):
     path = tmp_path / "log.csv"
     log = TrainingLog(path)
@@ -22,6 +23,7 @@ def test_rows_are_written_one_by_one(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["log.csv"]
 
 
+@pytest.mark.backend_free
 def test_a_run_that_goes_on_drops_later_rows(tmp_path):
     path = tmp_path / "log.csv"
     log = TrainingLog(path)
@@ -40,12 +42,14 @@ def test_a_run_that_goes_on_drops_later_rows(tmp_path):
     assert path.read_text().count("\n") == 4
 
 
+@pytest.mark.backend_free
 def test_without_a_file_there_are_no_rows(tmp_path):
     log = TrainingLog(tmp_path / "log.csv")
     log.go_on_from(100)
     assert log.rows == []
 
 
+@pytest.mark.backend_free
 def test_history_has_one_entry_per_interval():
     entries = [{"step": 1, "loss": 1.0}, {"step": 2, "loss": 0.5, "val_loss": 0.25}]
     history = keras_history(keras.Sequential(), entries)
@@ -64,6 +68,7 @@ def running(losses):
     ]
 
 
+@pytest.mark.backend_free
 @pytest.mark.parametrize("shuffle", [False, True])
 def test_rows_hold_the_means_since_the_row_before(shuffle):
     losses = np.random.default_rng(0).uniform(size=10)
@@ -79,6 +84,7 @@ def test_rows_hold_the_means_since_the_row_before(shuffle):
     assert [row["area"] for _, row in rows] == [4, 8, 10]  # no mean: as it is
 
 
+@pytest.mark.backend_free
 def test_rows_wait_for_the_reports_of_several_steps():
     means = IntervalMeans(4, 20, frozenset({"loss"}), step=3)
     made = [3, 6, 9, 12, 15, 18, 20]
@@ -87,6 +93,7 @@ def test_rows_wait_for_the_reports_of_several_steps():
     assert [n for n, _ in rows] == [6, 9, 12, 18]
 
 
+@pytest.mark.backend_free
 def test_of_several_processes_one_writes(tmp_path):
     log = TrainingLog(tmp_path / "log.csv", is_writer=False)
     log.append(5, {"loss": 0.5})

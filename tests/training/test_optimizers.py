@@ -16,6 +16,8 @@ from keras_mixer.checkpoints.convert import OFFICIAL, match_names
 from keras_mixer.models.mixer import mlp_mixer, model_weights
 from keras_mixer.training.optimizers import finetune_optimizer, pretrain_optimizer
 
+EXTRAS = {"accumulation_steps": 2, "ema_momentum": 0.9, "layer_decay": 0.8}
+
 
 def test_fine_tuning_makes_the_official_steps():
     golden = load_golden("sgd_training")
@@ -108,11 +110,14 @@ def test_pre_training_makes_the_official_steps(schedule):
     assert_same(found, official_adamw(first, gradients, rates, 1e-4 / 0.001, 1.0))
 
 
-@pytest.mark.parametrize("make", [finetune_optimizer, pretrain_optimizer])
 @pytest.mark.parametrize(
-    "extras",
-    [{}, {"accumulation_steps": 2, "ema_momentum": 0.9, "layer_decay": 0.8}],
-    ids=["plain", "extras"],
+    ("make", "extras"),
+    [
+        (finetune_optimizer, EXTRAS),
+        (pretrain_optimizer, {}),
+        pytest.param(finetune_optimizer, {}, marks=pytest.mark.nightly),
+        pytest.param(pretrain_optimizer, EXTRAS, marks=pytest.mark.nightly),
+    ],
 )
 def test_training_goes_on_from_a_saved_model(tmp_path, tiny, tiny_images, make, extras):
     model = mlp_mixer(**tiny)

@@ -46,18 +46,21 @@ def outcomes(*steps):
     return results
 
 
+@pytest.mark.backend_free
 @pytest.mark.parametrize("step", [0, 7, 2**20 - 1, 123_456_789])
 def test_processes_that_found_the_same_go_on(step):
     assert [found.step for found in outcomes(step, step, step)] == [step] * 3
     assert outcomes(None, None) == [None, None]
 
 
+@pytest.mark.backend_free
 def test_processes_that_found_other_steps_all_stop():
     for error in outcomes(10, 5, None):
         assert isinstance(error, RuntimeError)
         assert "process 0: step 10, process 1: step 5, process 2: no" in str(error)
 
 
+@pytest.mark.backend_free
 def test_the_error_of_one_stops_the_others():
     own = FileExistsError("holds a run")
     first, second = outcomes(own, 10)

@@ -38,40 +38,47 @@ def shown(monkeypatch):
     return show
 
 
+@pytest.mark.backend_free
 def test_a_file_gets_one_line_per_interval(shown):
     _, text = shown()
     # Three steps of 32 images in 1.5 s; four more to go.
     assert text == "step 8/12  loss 0.5  64 images/s  0:00:02 left\n"
 
 
+@pytest.mark.backend_free
 def test_a_terminal_gets_a_bar_and_keeps_the_line(shown):
     _, text = shown(terminal=True)
     assert "━" in text
     assert "step 8/12  loss 0.5  64 images/s  0:00:02 left" in text
 
 
+@pytest.mark.backend_free
 def test_the_first_step_does_not_count(shown):
     progress, text = shown(batches=[0])
     assert progress.images_per_second != progress.images_per_second
     assert text == "step 5/12  loss 0.5\n"
 
 
+@pytest.mark.backend_free
 def test_steps_may_be_reported_out_of_order(shown):
     progress, text = shown(batches=[0, 2, 1, 3])
     assert "step 8/12" in text
     assert progress.images_per_second == pytest.approx(3 * 32 / 1.0)
 
 
+@pytest.mark.backend_free
 def test_accumulated_batches_are_counted_as_steps(shown):
     _, text = shown(batches_per_step=2)
     assert text.startswith("step 4/6 ")
 
 
+@pytest.mark.backend_free
 def test_the_last_interval_has_no_time_left(shown):
     _, text = shown(total_steps=8)
     assert text == "step 8/8  loss 0.5  64 images/s\n"
 
 
+@pytest.mark.backend_free
 def test_quiet_is_quiet(monkeypatch, capsys):
     progress = Progress(total_steps=4, steps_per_epoch=4, batch_size=1, quiet=True)
     with progress:
@@ -83,6 +90,7 @@ def test_quiet_is_quiet(monkeypatch, capsys):
     assert progress.images_per_second > 0
 
 
+@pytest.mark.backend_free
 def test_silence_is_filled(monkeypatch):
     """While the first step is compiled, or one takes long."""
     monkeypatch.setattr("keras_mixer.training.progress._SECONDS_BETWEEN_LINES", 0.6)

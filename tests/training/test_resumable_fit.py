@@ -186,6 +186,7 @@ def test_an_interruption_costs_no_weights(tmp_path, monkeypatch):
     assert_same(state_of(model), state)
 
 
+@pytest.mark.backend_free
 def test_the_best_weights_can_be_the_last_word(tmp_path, monkeypatch):
     model = compiled()
     accuracies = iter([0.2, 0.9, 0.1, 0.3])
@@ -206,6 +207,7 @@ def test_the_best_weights_can_be_the_last_word(tmp_path, monkeypatch):
     assert history["val_accuracy"] == [0.2, 0.9, 0.1, 0.3]
 
 
+@pytest.mark.backend_free
 def test_averaged_weights_are_measured_and_left_in_the_model(tmp_path):
     # Keras's dropout on torch takes no seed.
     model = drawn_mixer(dropout_rate=0.1 * (keras.config.backend() != "torch"))
@@ -270,6 +272,7 @@ def test_a_run_goes_on_only_as_it_was_begun(tmp_path):
     assert "0.1 there, 0.2 now" in str(caught.value)
 
 
+@pytest.mark.backend_free
 def test_only_the_training_loop_asks_a_callback_for_its_model(monkeypatch, tmp_path):
     # On JAX the question writes the last step's arrays back, which the next step owns.
     asked = []

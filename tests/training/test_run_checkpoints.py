@@ -91,6 +91,7 @@ def test_another_model_is_refused_whole(tiny, tiny_images):
     assert all(np.array_equal(after[name], before[name]) for name in before)
 
 
+@pytest.mark.backend_free
 def test_a_file_gives_back_what_was_written(tmp_path):
     checkpoints = Checkpoints(tmp_path / "new")
     path = checkpoints.write(12, ARRAYS, settings={"seed": 3}, score=0.5)
@@ -103,6 +104,7 @@ def test_a_file_gives_back_what_was_written(tmp_path):
         assert checkpoint.arrays[name].dtype == array.dtype
 
 
+@pytest.mark.backend_free
 def test_the_last_and_the_best_are_kept(tmp_path):
     checkpoints = Checkpoints(tmp_path, keep=2)
     for step, score in enumerate([0.1, 0.9, None, 0.3, 0.9, 0.2, 0.1, 0.4]):
@@ -119,12 +121,14 @@ def test_the_last_and_the_best_are_kept(tmp_path):
     assert read_checkpoint(aside).step == 7  # nothing is lost
 
 
+@pytest.mark.backend_free
 def test_without_files_there_is_none(tmp_path):
     checkpoints = Checkpoints(tmp_path / "absent")
     assert checkpoints.latest() is checkpoints.best() is None
     assert checkpoints.paths == []
 
 
+@pytest.mark.backend_free
 def test_a_damaged_file_is_passed_over_wherever_it_is_damaged(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     checkpoints.write(1, ARRAYS, settings={}, score=0.1)
@@ -151,6 +155,7 @@ def test_a_damaged_file_is_passed_over_wherever_it_is_damaged(tmp_path):
     assert Checkpoints(tmp_path).best().name == "step-000000001.npz"
 
 
+@pytest.mark.backend_free
 def test_where_all_are_damaged_nothing_starts_anew(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     path = checkpoints.write(1, ARRAYS, settings={})
@@ -161,6 +166,7 @@ def test_where_all_are_damaged_nothing_starts_anew(tmp_path):
     assert path.exists()
 
 
+@pytest.mark.backend_free
 def test_an_error_of_the_disk_is_no_damage_and_costs_no_file(tmp_path, monkeypatch):
     writer = Checkpoints(tmp_path, keep=1)
     for step in (1, 2):
@@ -180,6 +186,7 @@ def test_an_error_of_the_disk_is_no_damage_and_costs_no_file(tmp_path, monkeypat
     assert [path.stem[-1] for path in checkpoints.paths] == ["1", "2", "3"]
 
 
+@pytest.mark.backend_free
 def test_a_full_disk_names_the_checkpoint(tmp_path, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -190,6 +197,7 @@ def test_a_full_disk_names_the_checkpoint(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.backend_free
 def test_a_failed_write_leaves_the_others(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     checkpoints.write(1, ARRAYS, settings={})
@@ -235,6 +243,7 @@ def test_killed_at_any_moment_a_whole_checkpoint_is_there(tmp_path):
         assert not [p for p in folder.iterdir() if p.suffix == ".tmp"]
 
 
+@pytest.mark.backend_free
 def test_numbers_that_are_none_are_found():
     good = {"a": np.ones(2), "b": np.array([1, 2])}
     assert first_not_finite(good) is None
@@ -242,6 +251,7 @@ def test_numbers_that_are_none_are_found():
     assert first_not_finite({"n": np.float32("nan"), **good}) == "n"
 
 
+@pytest.mark.backend_free
 def test_keeping_none_is_refused(tmp_path):
     with pytest.raises(ValueError, match="keep=0"):
         Checkpoints(tmp_path, keep=0)

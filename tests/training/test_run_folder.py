@@ -17,6 +17,7 @@ with sole_writer(Path(sys.argv[1])):
 """
 
 
+@pytest.mark.backend_free
 def test_a_folder_has_one_writer_and_a_killed_one_leaves_no_lock(tmp_path):
     folder = tmp_path / "run"
     with subprocess.Popen(
@@ -37,6 +38,7 @@ def test_a_folder_has_one_writer_and_a_killed_one_leaves_no_lock(tmp_path):
         pass
 
 
+@pytest.mark.backend_free
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="file/run"):
@@ -44,6 +46,7 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
             pass
 
 
+@pytest.mark.backend_free
 def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch):
     def acquire(self, *args, **kwargs):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
@@ -54,6 +57,7 @@ def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch):
             pass
 
 
+@pytest.mark.backend_free
 def test_errors_of_the_disk_name_the_path(tmp_path):
     path = tmp_path / "log.csv"
     with pytest.raises(OSError, match=r"No space left on device: '.*log\.csv'"):

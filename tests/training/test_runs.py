@@ -69,6 +69,7 @@ def test_fine_tuning_is_the_official_step_on_the_stream_of_batches(tmp_path):
         np.testing.assert_allclose(one, other, atol=2e-6)
 
 
+@pytest.mark.backend_free
 def test_a_linear_probe_trains_the_head_alone(tmp_path):
     model = drawn_mixer()
     before = weights_of(model)
@@ -76,6 +77,7 @@ def test_a_linear_probe_trains_the_head_alone(tmp_path):
     assert changed(model, before) == {"head/kernel", "head/bias"}
 
 
+@pytest.mark.backend_free
 def test_adapters_train_beside_the_kernels(tmp_path):
     model = drawn_mixer()
     before = weights_of(model)
@@ -237,6 +239,7 @@ class Calls(keras.callbacks.Callback):
         self.seen.append("over")
 
 
+@pytest.mark.backend_free
 def test_callbacks_are_called_as_in_fit_and_their_epochs_go_on(tmp_path):
     def epoch(number, batches):
         test = ["test", ["accuracy", "loss"]]
@@ -255,6 +258,7 @@ def test_callbacks_are_called_as_in_fit_and_their_epochs_go_on(tmp_path):
     assert history.history["step"] == [3, 6, 7]
 
 
+@pytest.mark.backend_free
 def test_a_callback_may_stop_in_the_middle_of_an_interval(tmp_path):
     class Stop(keras.callbacks.Callback):
         def on_train_batch_end(self, batch, logs=None):

@@ -332,7 +332,9 @@ def test_a_mixer_takes_the_gradient_at_the_perturbed_weights(alpha, remat):
         )
 
 
-@pytest.mark.parametrize("remat", [False, True])
+@pytest.mark.parametrize(
+    "remat", [pytest.param(False, marks=pytest.mark.nightly), True]
+)
 def test_both_passes_draw_the_same_masks_and_the_seeds_move_on_once(remat):
     found = []
     for sharpness in (None, Sharpness(rho=0.0)):
@@ -347,7 +349,10 @@ def test_both_passes_draw_the_same_masks_and_the_seeds_move_on_once(remat):
         np.testing.assert_allclose(one, other, atol=2e-6)
 
 
-@pytest.mark.parametrize("dtype", ["mixed_bfloat16", "mixed_float16"])
+@pytest.mark.parametrize(
+    "dtype",
+    ["mixed_bfloat16", pytest.param("mixed_float16", marks=pytest.mark.nightly)],
+)
 def test_half_precision_takes_the_step_of_float32(dtype):
     found = []
     for policy in ("float32", dtype):

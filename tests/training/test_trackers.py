@@ -24,6 +24,7 @@ def track(folder, name):
         tracker.close()
 
 
+@pytest.mark.backend_free
 def test_tensorboard_gets_the_rows(tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -40,6 +41,7 @@ def test_tensorboard_gets_the_rows(tmp_path):
     assert values == {"loss": [(5, 0.5), (10, 0.125)], "val_loss": [(5, 0.25)]}
 
 
+@pytest.mark.backend_free
 def test_wandb_goes_on_with_the_run_it_began(tmp_path, monkeypatch):
     begun, logged = [], []
 
@@ -64,6 +66,7 @@ def test_wandb_goes_on_with_the_run_it_began(tmp_path, monkeypatch):
     ]
 
 
+@pytest.mark.backend_free
 def test_mlflow_goes_on_with_the_run_it_began(tmp_path, monkeypatch):
     calls = []
 
@@ -105,6 +108,7 @@ def test_mlflow_goes_on_with_the_run_it_began(tmp_path, monkeypatch):
     ]
 
 
+@pytest.mark.backend_free
 @pytest.mark.parametrize(
     ("name", "module"),
     [
