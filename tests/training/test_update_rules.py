@@ -172,7 +172,7 @@ from keras_mixer import mlp_mixer
 from keras_mixer.training import finetune_optimizer, pretrain_optimizer
 (cpu,) = tf.config.list_physical_devices("CPU")
 tf.config.set_logical_device_configuration(
-    cpu, [tf.config.LogicalDeviceConfiguration()] * 4
+    cpu, [tf.config.LogicalDeviceConfiguration()] * 2
 )
 drawn = np.random.default_rng(0)
 images = drawn.uniform(0, 255, (32, 8, 8, 3)).astype("float32")
@@ -200,9 +200,8 @@ def trained(strategy, rule="sgd", dtype=None, **extras):
 
 results = {}
 for name, case in json.loads(sys.argv[1]).items():
-    devices = [f"CPU:{i}" for i in range(case.pop("replicas", 2))]
     try:
-        several = trained(tf.distribute.MirroredStrategy(devices), **case)
+        several = trained(tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]), **case)
         one = trained(tf.distribute.OneDeviceStrategy("CPU:0"), **case)
         distance = max(abs(a - b).max() for a, b in zip(one, several))
         moved = max(abs(w - head).max() for w in one if w.shape == head.shape)
@@ -212,7 +211,7 @@ for name, case in json.loads(sys.argv[1]).items():
 print(json.dumps(results))
 """
 CASES = {
-    "sgd": {"replicas": 4},
+    "sgd": {},
     "adamw": {"rule": "adamw"},
     "ema": {"ema_momentum": 0.9},
     "half": {"dtype": "mixed_float16"},
@@ -237,12 +236,11 @@ def under_strategies():
 
 
 @pytest.mark.parametrize(
-    ("case", "tolerance"),
-    [("sgd", 2e-5), ("adamw", 2e-5), ("ema", 2e-5), ("half", 2e-3)],
+    ("case", "share"), [("sgd", 1e-3), ("adamw", 1e-3), ("ema", 1e-3), ("half", 0.01)]
 )
-def test_replicas_train_like_one_device(case, tolerance, under_strategies):
+def test_replicas_train_like_one_device(case, share, under_strategies):
     distance, moved = under_strategies[case]
-    assert distance < tolerance and moved > 10 * tolerance
+    assert distance < share * moved and moved > 1e-4
 
 
 def test_accumulation_on_several_replicas_is_refused(under_strategies):
