@@ -35,6 +35,11 @@ _SPLITS = {
     "testing": "test",
 }
 
+_MUST = (
+    "`folder` must have one folder of pictures per class, or such folders in `train` "
+    "and `test`. "
+)
+
 
 @dataclass(frozen=True)
 class ClassFolders:
@@ -78,14 +83,13 @@ def read_folder(folder: str | os.PathLike[str]) -> ClassFolders:
         raise FileNotFoundError(f"There is no folder {printable(root)!r}")
     subfolders = _subfolders(root)
     if not subfolders:
-        raise ValueError(
-            "`folder` must have one folder of pictures per class, or such folders in "
-            f"`train` and `test`. Received: {printable(root)!r}, which has no folders"
-        )
+        raise ValueError(_MUST + f"Received: {printable(root)!r}, which has no folders")
     splits: dict[str, tuple[Path, dict[str, list[Path]]]] = {}
+    beside: list[str] = []
     for path in subfolders:
-        split = _SPLITS.get(path.name.lower())
+        split = _split_of(path.name)
         if split is None or not _subfolders(path):
+            beside.append(str(path))
             continue
         if split in splits:
             raise ValueError(
@@ -94,7 +98,11 @@ def read_folder(folder: str | os.PathLike[str]) -> ClassFolders:
                 f"{printable(path.name)!r}"
             )
         splits[split] = path, _classes(path)
-    splits = splits or {"train": (root, _classes(root))}
+    if splits and beside:
+        warn_of_left_out(root, {"folder(s) beside the splits": beside})
+    if not splits:
+        _check_no_split(root, subfolders)
+        splits = {"train": (root, _classes(root))}
     names = sorted({name for _, classes in splits.values() for name in classes})
     _check_cases(names, root)
     _check_level(root, splits)
@@ -113,7 +121,7 @@ def pictures_of(found: ClassFolders, split: str) -> Pictures:
     tfds = import_tfds()
 
     def canonical(word: re.Match[str]) -> str:
-        return _SPLITS.get(word[0].lower(), word[0])
+        return _split_of(word[0]) or word[0]
 
     expression = re.sub(r"\b[A-Za-z_]\w*", canonical, split)
     used = set(re.findall(r"\b[A-Za-z_]\w*", expression)) & set(found.splits)
@@ -149,7 +157,7 @@ def _subfolders(folder: Path) -> list[Path]:
         names = [
             entry.name
             for entry in entries
-            if not entry.name.startswith(".") and entry.is_dir()
+            if not entry.name.startswith((".", "__MACOSX")) and entry.is_dir()
         ]
     return [folder / name for name in sorted(names)]
 
@@ -163,14 +171,42 @@ def _classes(folder: Path) -> dict[str, list[Path]]:
     return classes
 
 
+def _split_of(name: str) -> str | None:
+    return _SPLITS.get(name.strip().lower())
+
+
+def _check_no_split(root: Path, folders: list[Path]) -> None:
+    """Raise a `ValueError` if folders that would be classes seem to be splits."""
+    if all(_split_of(path.name) for path in folders):
+        what = f"pictures in {_shown(folders)}, but no folders of classes there"
+        raise ValueError(f"{_MUST}Received: {printable(root)!r} with {what}.")
+    for path in folders:
+        words = re.split(r"[\W_]+", path.name)
+        split = next(filter(None, map(_split_of, words)), None)
+        below = _subfolders(path) if split else []
+        if below and not _has_images(path):
+            raise ValueError(
+                f"{_MUST}Received: {printable(root)!r}, where {printable(path.name)!r} "
+                "seems to be a split: it has no pictures, but folders: "
+                f"{_shown(below)}. Rename it to {split!r}."
+            )
+
+
+def _shown(folders: list[Path]) -> str:
+    """The names of some folders, for a message."""
+    names = [printable(path.name) for path in folders[:5]]
+    return ", ".join(names) + (", ..." if len(folders) > 5 else "")
+
+
 def _check_cases(names: list[str], root: Path) -> None:
-    """Raise a `ValueError` if two names differ by case only."""
+    """Raise a `ValueError` if two names differ by case or spaces around them only."""
     seen: dict[str, str] = {}
     for name in names:
-        other = seen.setdefault(name.casefold(), name)
+        other = seen.setdefault(name.strip().casefold(), name)
         if other != name:
             raise ValueError(
-                "`folder` must have names of classes that differ by more than case. "
+                "`folder` must have names of classes that differ by more than case or "
+                "spaces. "
                 f"Received: {printable(root)!r} with {printable(other)!r} and "
                 f"{printable(name)!r}. Rename one of them."
             )
@@ -187,17 +223,16 @@ def _check_level(
     classes = [path for _, of in splits.values() for one in of.values() for path in one]
     num_classes = len({name for _, of in splits.values() for name in of})
     for path in classes:
-        below = [one.name for one in _subfolders(path)]
-        inner = [name for name in below if name.lower() in _SPLITS]
+        below = _subfolders(path)
+        inner = [one for one in below if _split_of(one.name)]
         if (inner or (num_classes == 1 and below)) and not _has_images(path):
             kind = "splits" if inner else "classes"
-            shown = ", ".join(printable(name) for name in (inner or below)[:5])
-            more = ", ..." if len(inner or below) > 5 else ""
             raise ValueError(
                 "`folder` must be the folder that holds the classes or the splits. "
                 f"Received: {printable(root)!r}. There, "
                 f"{printable(path.relative_to(root))!r} has no pictures, but folders: "
-                f"{shown}{more}. If they are the {kind}, give {printable(path)!r}."
+                f"{_shown(inner or below)}. If they are the {kind}, give "
+                f"{printable(path)!r}."
             )
 
 

@@ -24,7 +24,7 @@ def pictures(folder, *names, count=3):
     ("name", "split"),
     [
         ("train", "train"),
-        ("Train", "train"),
+        ("Train ", "train"),
         ("TRAINING", "train"),
         ("val", "validation"),
         ("Valid", "validation"),
@@ -36,12 +36,35 @@ def pictures(folder, *names, count=3):
 )
 def test_usual_names_are_splits_in_any_case(tmp_path, name, split):
     pictures(tmp_path / name, "ant", "bee")
-    pictures(tmp_path / "extras", "cat")
-    found = read_folder(tmp_path)
+    pictures(tmp_path / "__MACOSX" / name, "ant", "cow")
+    pictures(tmp_path / "eval", "cat")
+    with pytest.warns(UserWarning, match=r"1 folder\(s\) beside the splits, eval"):
+        found = read_folder(tmp_path)
     assert list(found.splits) == [split]
     assert found.label_names == ("ant", "bee")
-    for expression in (name, split, f"{name}[:100%]"):
+    for expression in (name.strip(), split, f"{name.strip()}[:100%]"):
         assert len(pictures_of(found, expression).labels) == 6
+
+
+@pytest.mark.parametrize(
+    ("names", "match"),
+    [
+        (("train_set", "test_set"), "'test_set' seems to be a split.*ant, bee.*'test'"),
+        (("Training data", "more"), "'Training data' seems .* Rename it to 'train'"),
+        (("seg-val", "seg-pred"), "'seg-val' seems .* Rename it to 'validation'"),
+    ],
+)
+def test_splits_under_other_names_are_no_classes(names, match, tmp_path):
+    for name in names:
+        pictures(tmp_path / name, "ant", "bee")
+    with pytest.raises(ValueError, match=match):
+        read_folder(tmp_path)
+
+
+def test_splits_without_classes_are_no_classes(tmp_path):
+    pictures(tmp_path, "train", "Test")
+    with pytest.raises(ValueError, match="pictures in Test, train, but no folders of"):
+        read_folder(tmp_path)
 
 
 def test_a_split_has_one_folder(tmp_path):
@@ -94,6 +117,12 @@ def test_names_that_differ_by_case_are_shown(tmp_path):
     pictures(tmp_path / "train", "Cat", "dog")
     pictures(tmp_path / "test", "cat", "dog")
     with pytest.raises(ValueError, match="'Cat' and 'cat'"):
+        read_folder(tmp_path)
+
+
+def test_names_that_differ_by_spaces_are_shown(tmp_path):
+    pictures(tmp_path, "cat ", "cat")
+    with pytest.raises(ValueError, match="'cat' and 'cat '"):
         read_folder(tmp_path)
 
 
