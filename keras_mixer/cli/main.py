@@ -75,14 +75,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # whoever read the output has seen enough
         _give_up_output()
         return 1
-    except KeyboardInterrupt as interruption:
-        notes = _notes_of(interruption, options)
-        if interrupts is None:
-            _say_interrupted(options, notes)
-        else:
-            interrupts.tell(lambda: _say_interrupted(options, notes))
-        return _INTERRUPTED
-    except Exception as error:
+    except (Exception, KeyboardInterrupt) as error:
+        if isinstance(error, KeyboardInterrupt) or (interrupts and interrupts.happened):
+            notes = _notes_of(error, options)
+            if interrupts is None:
+                _say_interrupted(options, notes)
+            else:
+                interrupts.tell(lambda: _say_interrupted(options, notes))
+            return _INTERRUPTED
         if os.environ.get(_TRACEBACK):
             traceback.print_exc()
         complain(options.command, _explained(error, options), _notes_of(error, options))

@@ -33,10 +33,13 @@ sys.exit(main())
 """
 
 
-@pytest.mark.parametrize("work", [BUSY, SLOW_END, "time.sleep(60)"])
-def test_ctrl_c_ends_a_command_and_says_how_to_go_on(work):
+MESSAGE = "keras-mixer finetune: interrupted. Run it again with --resume to go on.\n"
+
+
+def interrupted(code):
+    """Exit status, standard error, and the seconds it took to end."""
     with subprocess.Popen(
-        [sys.executable, "-c", _COMMAND.format(work)],
+        [sys.executable, "-c", code],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -50,8 +53,40 @@ def test_ctrl_c_ends_a_command_and_says_how_to_go_on(work):
             seconds = time.monotonic() - start
         finally:
             process.kill()
-    assert process.returncode == 130
-    assert err == (
-        "keras-mixer finetune: interrupted. Run it again with --resume to go on.\n"
-    )
+    return process.returncode, err, seconds
+
+
+@pytest.mark.parametrize("work", [BUSY, SLOW_END, "time.sleep(60)"])
+def test_ctrl_c_ends_a_command_and_says_how_to_go_on(work):
+    code, err, seconds = interrupted(_COMMAND.format(work))
+    assert code == 130 and err == MESSAGE
     assert seconds < (5 if work != "time.sleep(60)" else 2)
+
+
+_MODULE = """
+print("running", flush=True)
+import time
+class Named:
+    def __set_name__(self, owner, name):
+        time.sleep(60)
+class Owner:
+    name = Named()
+"""
+
+
+def test_ctrl_c_ends_an_import_at_once(tmp_path):
+    """Python makes another error of what it raises there."""
+    (tmp_path / "slow_to_import.py").write_text(_MODULE)
+    command = _COMMAND.replace('print("running", flush=True)', "").format(
+        "os.dup2(os.open(os.devnull, os.O_WRONLY), 2);"
+        f"sys.path.append({str(tmp_path)!r}); import slow_to_import"
+    )
+    code, err, seconds = interrupted("import os\n" + command)
+    assert code == 130 and err == MESSAGE
+    assert seconds < 2
+
+
+def test_an_error_after_ctrl_c_is_no_failure():
+    work = "try: time.sleep(60)\n    except KeyboardInterrupt: raise ValueError('x')"
+    code, err, _ = interrupted(_COMMAND.format(work))
+    assert code == 130 and err == MESSAGE
