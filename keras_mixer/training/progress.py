@@ -58,7 +58,9 @@ class Progress(keras.callbacks.Callback):
         self.console = console or Console(stderr=True, highlight=False, quiet=quiet)
         self._bar: rich_progress.Progress | None = None
         self._epoch_start = first_step
-        self._first = self._last = (0, 0.0)
+        self._is_compiled = False
+        self._first: tuple[int, float] | None = None
+        self._last = (0, 0.0)
         self._loss = math.nan
         self._shown = time.monotonic()
         self._is_over = threading.Event()
@@ -66,12 +68,15 @@ class Progress(keras.callbacks.Callback):
 
     @property
     def images_per_second(self) -> float:
-        """Speed of the present epoch after its first step, NaN until it is known.
+        """Speed of the present epoch, NaN until it is known.
 
-        The first step may hold a compilation.
+        The first step of all, which holds the compilation, does not count.
         """
+        if self._first is None:
+            return math.nan
         (first, start), (last, now) = self._first, self._last
-        if last == first:
+        # The end of one step may be seen late, together with that of the next.
+        if last - first < (2 if first else 1):
             return math.nan
         return (last - first) * self.batch_size / (now - start)
 
@@ -120,7 +125,8 @@ class Progress(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         self._epoch_start = epoch * self.steps_per_epoch
-        self._first = self._last = (0, 0.0)
+        self._first = (0, time.perf_counter()) if self._is_compiled else None
+        self._last = (0, 0.0)
 
     def on_train_batch_end(
         self, batch: int, logs: dict[str, Any] | None = None
@@ -129,8 +135,8 @@ class Progress(keras.callbacks.Callback):
         if made <= self._last[0]:  # threads may come out of order
             return
         self._last = (made, time.perf_counter())
-        if not self._first[0]:
-            self._first = self._last
+        self._first = self._first or self._last
+        self._is_compiled = True
         self._loss = (logs or {}).get("loss", math.nan)
         if self._bar:
             self._bar.update(
