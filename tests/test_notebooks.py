@@ -63,7 +63,19 @@ def test_installs_in_colab_alone_and_chooses_a_backend_first(path):
     assert "keras" in imported
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+# Half a minute each: `make test` runs those that a newcomer opens first.
+FIRST = ("first_steps", "your_folder")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(
+            path, id=path.stem, marks=[pytest.mark.nightly] * (path.stem not in FIRST)
+        )
+        for path in NOTEBOOKS
+    ],
+)
 def test_runs_from_top_to_bottom(path, tmp_path, monkeypatch):
     nbclient = pytest.importorskip("nbclient")
     nbformat = pytest.importorskip("nbformat")

@@ -16,6 +16,10 @@ PACKAGE = ROOT / "keras_mixer"
 BACKENDS = {"jax", "tensorflow", "torch"}
 
 
+def nightly(*values):
+    return pytest.param(*values, marks=pytest.mark.nightly)
+
+
 def python(code, *arguments, **environment):
     result = subprocess.run(
         [sys.executable, "-c", code, *map(str, arguments)],
@@ -147,14 +151,14 @@ def test_a_model_loads_the_backend_that_is_used():
 @pytest.mark.parametrize(
     "imports",
     [
-        "import keras_mixer, keras",
         "import keras, keras_mixer",
         "import keras_mixer",
-        "import keras_mixer.layers",
-        "from keras_mixer.checkpoints import list_checkpoints",
         "from keras_mixer.labels import decode_predictions",
-        "from keras_mixer import data",
-        "from keras_mixer.cli import main",
+        nightly("import keras_mixer, keras"),
+        nightly("import keras_mixer.layers"),
+        nightly("from keras_mixer.checkpoints import list_checkpoints"),
+        nightly("from keras_mixer import data"),
+        nightly("from keras_mixer.cli import main"),
     ],
 )
 def test_saved_models_load_after_the_import_alone(imports, tmp_path):
@@ -191,7 +195,7 @@ def test_names_of_the_lazy_door_are_those_of_the_type_checkers():
     assert sorted(seen) == sorted(keras_mixer.__all__)
 
 
-@pytest.mark.backend_free
+@pytest.mark.nightly
 def test_the_test_above_can_fail():
     other = "tensorflow" if keras.config.backend() == "torch" else "torch"
     assert other not in loaded_by("import keras")
