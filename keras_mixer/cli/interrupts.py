@@ -23,8 +23,8 @@ _SECONDS = 3.0  # for Python to end in order: it also restores the last checkpoi
 class Interrupts:
     """Ends this process some seconds after Ctrl-C, unless it has ended itself.
 
-    A file that is being written then is what a killed process leaves: absent under its
-    name, and cleared by whoever writes there next.
+    A file that is being written then is absent under its name, as after any kill; what
+    was written of it may stay beside it, in a hidden file or folder.
 
     Args:
         say: Says that the command was interrupted; called once, here or by `tell`.

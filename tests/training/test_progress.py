@@ -60,6 +60,17 @@ def test_the_first_step_does_not_count(shown):
 
 
 @pytest.mark.backend_free
+def test_two_steps_may_be_seen_to_end_together(shown):
+    progress, text = shown(batches=[0, 1])
+    assert "images/s" not in text
+    # Nothing is compiled any more: the next interval counts from its beginning.
+    progress.on_epoch_begin(2)
+    progress.on_train_batch_end(0, {"loss": 0.5})
+    progress.on_train_batch_end(1, {"loss": 0.5})
+    assert progress.images_per_second == pytest.approx(2 * 32 / 1.0)
+
+
+@pytest.mark.backend_free
 def test_steps_may_be_reported_out_of_order(shown):
     progress, text = shown(batches=[0, 2, 1, 3])
     assert "step 8/12" in text
