@@ -28,13 +28,11 @@ test: .venv/dev lint suite
 suite:
 	KERAS_BACKEND=$(lastword $(BACKENDS)) $(PYTEST) --dist worksteal \
 		-m "backend_free and not nightly"
-	for backend in $(filter-out tensorflow,$(BACKENDS)); do \
-		KERAS_BACKEND=$$backend $(PYTEST) --dist loadfile \
-			-m "not backend_free and not nightly" || exit 1; \
-	done
-	for part in $(if $(filter tensorflow,$(BACKENDS)),$(PARTS)); do \
-		KERAS_BACKEND=tensorflow $(PYTEST) --dist loadfile $$part \
-			-m "not backend_free and not nightly" || exit 1; \
+	for backend in $(BACKENDS); do \
+		for part in $(PARTS); do \
+			KERAS_BACKEND=$$backend $(PYTEST) --dist loadfile $$part \
+				-m "not backend_free and not nightly" || exit 1; \
+		done; \
 	done
 
 # Every checkpoint at full size, ten times the fuzzing, ten times the kills, and all of
