@@ -98,11 +98,11 @@ def read_folder(folder: str | os.PathLike[str]) -> ClassFolders:
                 f"{printable(path.name)!r}"
             )
         splits[split] = path, _classes(path)
-    if splits and beside:
-        warn_of_left_out(root, {"folder(s) beside the splits": beside})
     if not splits:
         _check_no_split(root, subfolders)
         splits = {"train": (root, _classes(root))}
+    elif beside:
+        warn_of_left_out(root, {"folder(s) beside the splits": beside})
     names = sorted({name for _, classes in splits.values() for name in classes})
     _check_cases(names, root)
     _check_level(root, splits)

@@ -198,7 +198,10 @@ def test_a_full_disk_names_the_checkpoint(tmp_path, monkeypatch):
 
 
 # NumPy 2.0 leaves the archive open.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.filterwarnings(
+    "ignore:Exception ignored in. <function ZipFile:"
+    "pytest.PytestUnraisableExceptionWarning"
+)
 @pytest.mark.backend_free
 def test_a_failed_write_leaves_the_others(tmp_path):
     checkpoints = Checkpoints(tmp_path)

@@ -172,7 +172,7 @@ from keras_mixer import mlp_mixer
 from keras_mixer.training import finetune_optimizer, pretrain_optimizer
 (cpu,) = tf.config.list_physical_devices("CPU")
 tf.config.set_logical_device_configuration(
-    cpu, [tf.config.LogicalDeviceConfiguration()] * 2
+    cpu, [tf.config.LogicalDeviceConfiguration()] * 4
 )
 drawn = np.random.default_rng(0)
 images = drawn.uniform(0, 255, (32, 8, 8, 3)).astype("float32")
@@ -199,9 +199,11 @@ def trained(strategy, rule="sgd", dtype=None, **extras):
             if "token_mixing/dense_1/bias" not in w.path]
 
 results = {}
+# In one process a group of devices has one size.
+devices = [f"CPU:{i}" for i in range(int(sys.argv[2]))]
 for name, case in json.loads(sys.argv[1]).items():
     try:
-        several = trained(tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]), **case)
+        several = trained(tf.distribute.MirroredStrategy(devices), **case)
         one = trained(tf.distribute.OneDeviceStrategy("CPU:0"), **case)
         distance = max(abs(a - b).max() for a, b in zip(one, several))
         moved = max(abs(w - head).max() for w in one if w.shape == head.shape)
@@ -219,13 +221,15 @@ CASES = {
 }
 
 
-@pytest.fixture(scope="module")
-def under_strategies():
+tensorflow_only = pytest.mark.skipif(
+    keras.config.backend() != "tensorflow", reason="strategies are TensorFlow's"
+)
+
+
+def on_replicas(cases, replicas):
     """Distance and size of the steps of each case, or its error, from one process."""
-    if keras.config.backend() != "tensorflow":
-        pytest.skip("strategies are TensorFlow's")
     result = subprocess.run(
-        [sys.executable, "-c", _STRATEGY, json.dumps(CASES)],
+        [sys.executable, "-c", _STRATEGY, json.dumps(cases), str(replicas)],
         capture_output=True,
         text=True,
         check=False,
@@ -235,16 +239,30 @@ def under_strategies():
     return json.loads(result.stdout)
 
 
+@pytest.fixture(scope="module")
+def on_two_replicas():
+    return on_replicas(CASES, 2)
+
+
+@tensorflow_only
 @pytest.mark.parametrize(
-    ("case", "share"), [("sgd", 1e-3), ("adamw", 1e-3), ("ema", 1e-3), ("half", 0.01)]
+    ("case", "share"), [("sgd", 1e-4), ("adamw", 1e-4), ("ema", 1e-4), ("half", 0.01)]
 )
-def test_replicas_train_like_one_device(case, share, under_strategies):
-    distance, moved = under_strategies[case]
+def test_replicas_train_like_one_device(case, share, on_two_replicas):
+    distance, moved = on_two_replicas[case]
     assert distance < share * moved and moved > 1e-4
 
 
-def test_accumulation_on_several_replicas_is_refused(under_strategies):
-    assert "accumulation_steps=2 on 2 replicas" in under_strategies["accumulation"]
+@tensorflow_only
+@pytest.mark.nightly
+def test_four_replicas_train_like_one_device():
+    distance, moved = on_replicas({"sgd": {}}, 4)["sgd"]
+    assert distance < 1e-4 * moved and moved > 1e-4
+
+
+@tensorflow_only
+def test_accumulation_on_several_replicas_is_refused(on_two_replicas):
+    assert "accumulation_steps=2 on 2 replicas" in on_two_replicas["accumulation"]
 
 
 @pytest.mark.parametrize("rule", [MomentumSGD, KernelAdamW])
