@@ -4,12 +4,12 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO_BACKEND ?= tensorflow
-BACKENDS ?= jax tensorflow torch
+BACKENDS ?= torch jax tensorflow
 # As many tests at once as there are cores.
-PYTEST := $(BIN)/python -m pytest --numprocesses auto
-# TensorFlow keeps every program that it compiles, 100 MB for a training step, until its
-# process ends.
-PARTS := tests/training "tests --ignore tests/training"
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist worksteal
+# Which tests run with the first backend, and which with the others.
+FIRST ?= not nightly
+OTHERS ?= not nightly and not backend_free
 
 # Installs all of `dev` in a minute. uv does not know pip's settings, and would take
 # gigabytes of CUDA packages for torch.
@@ -24,27 +24,26 @@ demo: .venv/demo
 
 test: .venv/dev lint suite
 
-# The suite alone, in the environment $(VENV).
+# The suite alone, in the environment $(VENV). TensorFlow keeps every program that it
+# compiles, 100 MB for a training step, until its process ends, so its tests run in two.
 suite:
-	KERAS_BACKEND=$(lastword $(BACKENDS)) $(PYTEST) --dist worksteal \
-		-m "backend_free and not nightly"
+	marks="$(FIRST)"; \
 	for backend in $(BACKENDS); do \
-		for part in $(PARTS); do \
-			KERAS_BACKEND=$$backend $(PYTEST) --dist loadfile $$part \
-				-m "not backend_free and not nightly" || exit 1; \
+		case $$backend in \
+			tensorflow) set -- tests/training "tests --ignore tests/training" ;; \
+			*) set -- tests ;; \
+		esac; \
+		for part; do \
+			KERAS_BACKEND=$$backend $(PYTEST) $$part -m "$$marks" || exit 1; \
 		done; \
+		marks="$(OTHERS)"; \
 	done
 
 # Every checkpoint at full size, ten times the fuzzing, ten times the kills, and all of
 # XLA's optimizations.
 nightly: .venv/dev
-	for backend in $(BACKENDS); do \
-		for part in $(PARTS); do \
-			KERAS_MIXER_FUZZ_EXAMPLES=2000 KERAS_MIXER_KILLS=50 XLA_FLAGS= \
-				KERAS_BACKEND=$$backend $(PYTEST) --dist loadfile $$part \
-				-m "nightly or not nightly" || exit 1; \
-		done; \
-	done
+	KERAS_MIXER_FUZZ_EXAMPLES=2000 KERAS_MIXER_KILLS=50 XLA_FLAGS= \
+		$(MAKE) suite FIRST="nightly or not nightly" OTHERS="nightly or not nightly"
 
 # The demo in the browser. Its Gradio is large and holds Pillow back: an environment of its
 # own. The tests in a browser need Chromium, such as Debian's, and are skipped without it.

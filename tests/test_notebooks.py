@@ -63,15 +63,16 @@ def test_installs_in_colab_alone_and_chooses_a_backend_first(path):
     assert "keras" in imported
 
 
-# Half a minute each: `make test` runs those that a newcomer opens first.
-FIRST = ("first_steps", "your_folder")
+# Half a minute each: `make test` runs the one that a newcomer opens first.
 
 
 @pytest.mark.parametrize(
     "path",
     [
         pytest.param(
-            path, id=path.stem, marks=[pytest.mark.nightly] * (path.stem not in FIRST)
+            path,
+            id=path.stem,
+            marks=[pytest.mark.nightly] * (path.stem != "first_steps"),
         )
         for path in NOTEBOOKS
     ],

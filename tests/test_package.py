@@ -151,8 +151,8 @@ def test_a_model_loads_the_backend_that_is_used():
 @pytest.mark.parametrize(
     "imports",
     [
-        "import keras, keras_mixer",
         "import keras_mixer",
+        nightly("import keras, keras_mixer"),
         "from keras_mixer.labels import decode_predictions",
         nightly("import keras_mixer, keras"),
         nightly("import keras_mixer.layers"),

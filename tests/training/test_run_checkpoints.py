@@ -35,6 +35,8 @@ def compiled(model):
         finetune_optimizer(total_steps=10, warmup_steps=2),
         "sparse_categorical_crossentropy",
     )
+    # Or TensorFlow traces the first step twice.
+    model.optimizer.build(model.trainable_variables)
     return model
 
 
