@@ -1,17 +1,21 @@
 """Files and folders: read only where they are regular, written whole or not at all."""
 
 import contextlib
+import glob
 import hashlib
 import os
 import secrets
+import shutil
 import stat
 import tempfile
+import time
 from collections.abc import Iterator
 from io import BufferedReader
 from pathlib import Path
 from typing import IO, Any
 
 _MAX_REASON = 500  # characters
+_STALE = 86400.0  # seconds without a write, after which nobody writes any more
 
 
 class NoSuchFileError(FileNotFoundError):
@@ -30,6 +34,7 @@ def atomic_write(path: Path, mode: str = "b", **options: Any) -> Iterator[IO[Any
     Raises:
         OSError: If the file cannot be written.
     """
+    remove_stale(path)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         with open(temporary, f"x{mode}", **options) as file:
@@ -46,8 +51,10 @@ def atomic_replace(target: str | os.PathLike[str]) -> Iterator[Path]:
     """Give a new path, which takes the place of `target` unless something fails."""
     target = Path(target).absolute()  # Keras cannot save to a relative folder
     target.parent.mkdir(parents=True, exist_ok=True)
+    if target.exists():  # or what was killed may hold the only copy
+        remove_stale(target)
     with tempfile.TemporaryDirectory(
-        dir=target.parent, prefix=f".{target.name}."
+        dir=target.parent, prefix=f".{target.name}.", suffix=".tmp"
     ) as scratch:
         new, old = Path(scratch) / target.name, Path(scratch) / "replaced"
         yield new
@@ -59,6 +66,18 @@ def atomic_replace(target: str | os.PathLike[str]) -> Iterator[Path]:
             if old.exists():
                 os.replace(old, target)
             raise
+
+
+def remove_stale(path: Path) -> None:
+    """Delete what processes that were killed while they wrote `path` left behind."""
+    for temporary in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        with contextlib.suppress(OSError):  # another process was faster
+            if time.time() - temporary.stat().st_mtime < _STALE:
+                continue
+            if temporary.is_dir():
+                shutil.rmtree(temporary)
+            else:
+                temporary.unlink()
 
 
 def open_regular(path: str | os.PathLike[str]) -> BufferedReader:

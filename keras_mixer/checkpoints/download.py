@@ -9,7 +9,6 @@ import base64
 import contextlib
 import email.utils
 import errno
-import glob
 import hashlib
 import os
 import random
@@ -26,10 +25,9 @@ from types import TracebackType
 from typing import IO, Any
 from urllib.parse import urlsplit
 
-from keras_mixer.files import open_regular
+from keras_mixer.files import open_regular, remove_stale
 
 _CHUNK = 2**18  # bytes
-_STALE = 86400.0  # seconds without a write, after which nobody writes any more
 # So much more than ever before is progress, however often the connection breaks.
 _PROGRESS = 2**20  # bytes
 _MAX_WAIT = 60.0  # seconds; a server that asks for more is asked again all the same
@@ -101,7 +99,7 @@ def fetch(
             f"There is no intact {path}, and HF_HUB_OFFLINE forbids the download. "
             f"Unset HF_HUB_OFFLINE, or fetch {address} elsewhere and put it there."
         )
-    _remove_stale(path)
+    remove_stale(path)
     with _replacing(path) as file, _Part(address, path, file, size, tolerance) as part:
         _complete(part, timeout, tries, pause, check)
         _write_digest(path, part.sha256.hexdigest())
@@ -472,11 +470,3 @@ def _writing(path: Path) -> Iterator[None]:
             "KERAS_HOME to a folder that has room and can be written",
             str(path),
         ) from error
-
-
-def _remove_stale(path: Path) -> None:
-    """Delete what processes that were killed left behind."""
-    for temporary in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
-        with contextlib.suppress(OSError):  # another process was faster
-            if time.time() - temporary.stat().st_mtime > _STALE:
-                temporary.unlink()
