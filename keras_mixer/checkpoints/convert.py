@@ -278,7 +278,8 @@ def differences(file: Mapping[str, Any], other: Mapping[str, Any], what: str) ->
     """Return the lines in which two dictionaries name -> shape differ, or ''."""
     lines = [f"- only in {what}: {name}" for name in sorted(other.keys() - file.keys())]
     lines += [
-        f"+ only in the file: {name[:_MAX_NAME]}"  # a damaged one may be of any length
+        # A damaged name may be of any length, and steer a terminal.
+        f"+ only in the file: {repr(name[:_MAX_NAME])[1:-1]}"
         for name in sorted(file.keys() - other.keys())
     ]
     lines += [

@@ -240,6 +240,7 @@ def test_a_directory_of_a_million_entries_is_refused(folder, tmp_path):
     [
         ("x" * 60_000, "3", "only in the file: x"),
         ("MixerBlock_" + "9" * 4000, "3", "only in the file: MixerBlock_9"),
+        ("a\x1b[2J\n", "3", r"only in the file: a\\x1b\[2J\\n"),
         ("head/bias", "9" * 4000, "array 'head/bias': its header is not that"),
     ],
 )
