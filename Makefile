@@ -5,8 +5,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO_BACKEND ?= tensorflow
 BACKENDS ?= torch jax tensorflow
-# Images of containers often forbid compiled files. The suite starts Python 150 times, and
-# importing Keras and its backend from source takes ten seconds more than from those files.
+# Images of containers often forbid compiled files. The suite starts Python many times, and
+# importing Keras and its backend takes twice as long without these files.
 export PYTHONDONTWRITEBYTECODE :=
 # As many tests at once as there are cores.
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist worksteal
