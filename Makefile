@@ -27,14 +27,14 @@ demo: .venv/demo
 
 test: .venv/dev lint suite
 
-# The suite alone, in the environment $(VENV). TensorFlow keeps every program that it
-# compiles, 100 MB for a training step, until its process ends, so its tests run in two.
+# The suite alone, in the environment $(VENV). TensorFlow and JAX keep what they compile, up
+# to 100 MB for a training step, until their process ends: they run in two, one by one.
 suite:
 	marks="$(FIRST)"; \
 	for backend in $(BACKENDS); do \
 		case $$backend in \
-			tensorflow) set -- tests/training "tests --ignore tests/training" ;; \
-			*) set -- tests ;; \
+			torch) set -- tests ;; \
+			*) set -- tests/training "tests --ignore tests/training" ;; \
 		esac; \
 		for part; do \
 			KERAS_BACKEND=$$backend $(PYTEST) $$part -m "$$marks" || exit 1; \

@@ -4,6 +4,7 @@ Nothing here switches the backend, and no test imports one to compute a result: 
 backend is compared with the same NumPy oracle and the same golden arrays.
 """
 
+import gc
 import os
 import sys
 from pathlib import Path
@@ -45,6 +46,13 @@ TINY = {
 
 def pytest_report_header():
     return f"keras {keras.version()}, backend {keras.config.backend()}"
+
+
+def pytest_collection_finish():
+    # Keras collects garbage whenever a layer loses a variable, as in `quantize`. What was
+    # imported stays, and need not be looked through each time.
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
