@@ -49,8 +49,8 @@ def pytest_report_header():
 
 
 def pytest_collection_finish():
-    # Keras collects garbage whenever a layer loses a variable, as in `quantize`. What was
-    # imported stays, and need not be looked through each time.
+    # Keras collects garbage whenever a layer loses a variable, as in `quantize`. What
+    # is imported stays: it need not be looked through each time.
     gc.collect()
     gc.freeze()
 
