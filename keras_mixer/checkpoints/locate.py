@@ -1,5 +1,6 @@
 """Where the files of a published model lie: a folder here, or one commit of the Hub."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -101,11 +102,10 @@ def in_folder(folder: object) -> Fetch:
     Raises:
         FileNotFoundError: If there is no such folder.
     """
-    folder = Path(str(folder))
-    if not folder.is_dir():
+    name, folder = str(folder), Path(str(folder))
+    if not os.path.isdir(name):  # `Path("")` is the working directory
         raise FileNotFoundError(
-            f"There is no folder {str(folder)!r}. A repository on the Hub is "
-            "hf://owner/name."
+            f"There is no folder {name!r}. A repository on the Hub is hf://owner/name."
         )
 
     def fetch(

@@ -114,7 +114,7 @@ def verify(
     if isinstance(source, keras.Model):
         return _verify(source, f"The model {source.name!r}", None, same_as)
     path = Path(source)
-    if path.is_dir():
+    if os.path.isdir(source):  # `Path("")` is the working directory
         with _check("checksums", str(source)):
             _check_checksums(path)
     # A GPU may multiply float32 with fewer bits than the tolerance is made for.

@@ -1,5 +1,6 @@
 """Any member of the family by its name, with the weights of a checkpoint or a file."""
 
+import os
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -162,7 +163,7 @@ def _find(
         return _Source(path, own_shape)
     names = [checkpoint.name for checkpoint in list_checkpoints(variant)]
     if str(weights).startswith("hf://") or (
-        str(weights) not in names and Path(str(weights)).is_dir()
+        str(weights) not in names and os.path.isdir(str(weights))  # '' is none
     ):
         entry, path = locate(weights)
         return _Source(

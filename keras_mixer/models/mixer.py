@@ -39,6 +39,7 @@ from keras_mixer.layers import (
 from keras_mixer.models import half_precision, torch_graph
 from keras_mixer.models.config import MixerConfig
 from keras_mixer.models.find_mixer import stems_of
+from keras_mixer.models.kept_weights import kept_weights
 from keras_mixer.preprocessing import Preprocessing
 from keras_mixer.variants import num_patches, weight_shapes
 
@@ -149,6 +150,7 @@ class MLPMixer(keras.Model):
 
     def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
         """Return the outputs of the graph."""
+        self._check_images(inputs)
         if (
             keras.config.backend() == "torch"
             and (self.jit_compile or torch_graph.is_called_by_compiler())
@@ -156,6 +158,46 @@ class MLPMixer(keras.Model):
         ):
             return torch_graph.run(self, inputs, training)
         return super().call(inputs, training=training, mask=mask)
+
+    def _check_images(self, images: Any) -> None:
+        """Raise for images of another size: Keras's `predict` does not always look."""
+        expected, found = self.input_shape, getattr(images, "shape", None)
+        if found is None or getattr(found, "rank", 0) is None:
+            return  # several inputs, or TensorFlow does not know
+        found = tuple(found)[1:]
+        if not isinstance(expected, tuple) or len(found) != len(expected) - 1:
+            return  # Keras adds or names the axis that is missing
+        if any(
+            None not in pair and pair[0] != pair[1]
+            for pair in zip(expected[1:], found, strict=True)
+        ):
+            raise ValueError(
+                f"Images of this model have the shape {expected[1:]}. Received: "
+                f"{found}. Make them of that size, as `keras_mixer.preprocess(path, "
+                f"model)` does, or build the model with `input_shape={found}`."
+            )
+
+    def predict(
+        self,
+        x: Any,
+        batch_size: int | None = None,
+        verbose: str | int = "auto",
+        steps: int | None = None,
+        callbacks: Any = None,
+    ) -> Any:
+        """Return the outputs as NumPy arrays, as `keras.Model.predict` does.
+
+        Raises:
+            ValueError: If images have another size than those of the model.
+        """
+        self._check_images(x)
+        with kept_weights(self):
+            return super().predict(x, batch_size, verbose, steps, callbacks)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        """Return loss and metrics, as `keras.Model.evaluate` does."""
+        with kept_weights(self):
+            return super().evaluate(*args, **kwargs)
 
     def _use_torch_compile(self) -> bool:
         return False  # `call` compiles by itself; Keras's steps around it need not

@@ -190,6 +190,7 @@ def test_resized_weights_load_by_path_at_their_own_size(tmp_path):
     [
         ({"weights": "imagenet22k"}, "'cifar10'"),
         ({"weights": "model.h5"}, "Received: weights='model.h5'"),
+        ({"weights": ""}, "Received: weights=''"),
         ({"weights": "cifar10", "input_shape": (30, 32, 3)}, "nearest heights"),
         ({"weights": "cifar10", "input_shape": (32, 32, 1)}, "channels"),
         ({"weights": "cifar10", "num_classes": -3}, "num_classes"),
