@@ -28,7 +28,7 @@ demo: .venv/demo
 test: .venv/dev lint suite
 
 # The suite alone, in the environment $(VENV). TensorFlow and JAX keep what they compile, up
-# to 100 MB for a training step, until their process ends: they run in two, one by one.
+# to 100 MB for a training step, until the process ends: their tests run in two.
 suite:
 	marks="$(FIRST)"; \
 	for backend in $(BACKENDS); do \

@@ -2,7 +2,7 @@
 
 `predict` and `evaluate` take the values out of the variables there, and put them back
 at the end alone: after an error, such as images of another size, or after Ctrl-C while
-XLA compiles, the model would have none.
+XLA compiles, the model would have none. What interrupts a step itself still takes them.
 """
 
 import contextlib
@@ -21,7 +21,8 @@ def kept_weights(model: keras.Model) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        model.jax_state_sync()  # those that the last step gave back, if there was one
+        with contextlib.suppress(RuntimeError):  # a step was interrupted: they are gone
+            model.jax_state_sync()  # those that the last step gave back
         for variable, value in values:
             if not value.is_deleted():  # a step takes the arrays that it is given
                 variable.assign(value)
