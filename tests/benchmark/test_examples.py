@@ -86,6 +86,7 @@ def test_an_exported_contender_runs(name):
         contender(name, replace(case, training=True), images, np.array([1, 2]))
 
 
+@pytest.mark.nightly
 @pytest.mark.backend_free
 def test_the_processes_take_turns(monkeypatch, capsys):
     import compare

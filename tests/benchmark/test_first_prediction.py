@@ -10,6 +10,7 @@ CASE = Case("Ti/4")
 SECONDS = {"import Keras": 2.0, "build": 0.5, "compile": 0.25, "run": 0.25}
 
 
+@pytest.mark.backend_free
 def test_a_new_process_times_every_phase():
     first = benchmark.first_prediction(CASE, "cifar10")
     assert list(first.seconds) == [

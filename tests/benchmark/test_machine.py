@@ -32,6 +32,7 @@ assert host_peak() < with_block - 2**27, (host_peak(), with_block)
 """
 
 
+@pytest.mark.nightly
 @pytest.mark.backend_free
 @linux_only
 def test_the_peak_can_begin_anew():

@@ -462,7 +462,7 @@ def wide():
 
 
 def many():
-    return [keras.layers.Dropout(0.1) for _ in range(9000)]
+    return [keras.layers.Dropout(0.1)] * 9000
 
 
 def filters():

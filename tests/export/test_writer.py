@@ -364,6 +364,7 @@ def test_folders_that_are_not_a_saved_model_are_left_alone(tmp_path):
         export(drawn_model(), tmp_path / "mine", overwrite=True)
 
 
+@pytest.mark.nightly
 @pytest.mark.backend_free
 def test_openvino_is_imported_without_its_report():
     # It would be a request to a server outside, from a fork.

@@ -742,6 +742,7 @@ except ImportError:
 """
 
 
+@pytest.mark.backend_free
 def test_the_repository_loads_with_keras_alone(hub, client, home, tmp_path, expected):
     client(push, 0, "alice/keras")
     images = np.random.default_rng(1).uniform(0, 255, (4, *TINY["input_shape"]))

@@ -216,6 +216,7 @@ def test_clone_keeps_class_and_architecture(tiny, tiny_images):
     np.testing.assert_array_equal(numpy(clone(tiny_images)), numpy(model(tiny_images)))
 
 
+@pytest.mark.backend_free
 def test_saved_model_loads_in_a_fresh_process_after_one_import(tmp_path, tiny):
     model, _ = randomized(**tiny, stochastic_depth_rate=0.1, dtype="mixed_bfloat16")
     model.preprocessing = Preprocessing(value_range=(0.0, 1.0), transform="resize")
