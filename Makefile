@@ -11,8 +11,8 @@ export PYTHONDONTWRITEBYTECODE :=
 # As many tests at once as there are cores.
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist worksteal
 # Which tests run with the first backend, and which with the others.
-FIRST ?= not nightly
-OTHERS ?= not nightly and not backend_free
+FIRST := not nightly
+OTHERS := not nightly and not backend_free
 
 # Installs all of `dev` in a minute. uv does not know pip's settings, and would take
 # gigabytes of CUDA packages for torch.

@@ -64,8 +64,6 @@ def test_installs_in_colab_alone_and_chooses_a_backend_first(path):
 
 
 # Half a minute each: `make test` runs the one that a newcomer opens first.
-
-
 @pytest.mark.parametrize(
     "path",
     [
