@@ -207,7 +207,7 @@ def _preprocessing(record: dict[str, Any], channels: int) -> Preprocessing:
     elif len(std) < len(mean):
         std *= len(mean)
     return Preprocessing(
-        tuple((-m / s, (1 - m) / s) for m, s in zip(mean, std, strict=True)),
+        tuple(((0 - m) / s, (1 - m) / s) for m, s in zip(mean, std, strict=True)),
         CROP_MODES[crop_mode],
         record["interpolation"],
         record["crop_pct"],
