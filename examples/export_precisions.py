@@ -3,17 +3,16 @@
     KERAS_BACKEND=torch python examples/export_precisions.py
 
     file             top-1  difference  images/s
-    float32.onnx     77.7%     3.6e-07
-    float16.onnx     77.7%     2.4e-04
-    int8.onnx        77.1%     3.3e-02
-    float32.xml      77.7%     1.1e-06
-    bfloat16.xml     77.6%     9.2e-03
-    float16.xml      77.7%     8.3e-04
-    int8.xml         77.3%     3.1e-02
+    float32.onnx     80.2%     4.8e-07
+    float16.onnx     80.2%     2.3e-04
+    int8.onnx        80.2%     2.6e-02
+    float32.xml      80.2%     3.2e-07
+    bfloat16.xml     80.3%     4.5e-03
+    int8.xml         80.5%     2.7e-02
 
 That was on the first 1,000 test images of CIFAR-10, on two cores of an AMD EPYC with
-AVX2 alone, and for bfloat16.xml and float16.xml on one with bfloat16 and AVX-512, with
-OpenVINO 2026.4.1 and ONNX Runtime 1.32.0. `difference` is relative to the model in
+bfloat16 units, with OpenVINO 2026.4.1 and ONNX Runtime 1.32.0, 2026-11-28; for float16.xml
+OpenVINO asks for a processor with units of float16. `difference` is relative to the model in
 float32, on noise, for int8 on the calibration images. Speed depends on the processor's
 units for half precision and int8 and is left out here.
 """

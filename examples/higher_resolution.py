@@ -2,8 +2,8 @@
 
     KERAS_BACKEND=tensorflow python examples/higher_resolution.py 48 interpolate
 
-Prints "48 interpolate: 45.8% before, 72.0% after" (77.6 % at 32 x 32) after 4.5 minutes
-on two busy CPU cores with Keras 3.15.1 and TensorFlow 2.21.0, 2026-11-22.
+Prints "48 interpolate: 55.0% before, 81.9% after" (81.5 % at 32 x 32) after 2.5 minutes
+on two busy CPU cores with Keras 3.15.1 and TensorFlow 2.21.0, 2026-11-28.
 """
 
 import argparse
