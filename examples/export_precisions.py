@@ -11,10 +11,10 @@
     int8.xml         80.5%     2.7e-02
 
 That was on the first 1,000 test images of CIFAR-10, on two cores of an AMD EPYC with
-bfloat16 units, with OpenVINO 2026.4.1 and ONNX Runtime 1.32.0, 2026-11-28; for float16.xml
-OpenVINO asks for a processor with units of float16. `difference` is relative to the model in
-float32, on noise, for int8 on the calibration images. Speed depends on the processor's
-units for half precision and int8 and is left out here.
+bfloat16 units, with OpenVINO 2026.4.1 and ONNX Runtime 1.32.0, 2026-11-28. For
+float16.xml OpenVINO asks for a processor with units of float16. `difference` is
+relative to the model in float32, on noise, for int8 on the calibration images. Speed
+depends on the processor's units for half precision and int8 and is left out here.
 """
 
 import argparse
