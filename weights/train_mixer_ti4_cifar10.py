@@ -157,8 +157,8 @@ def publish(model, development, test, options):
                 f"{LABEL_SMOOTHING}, random crop after padding by {AUGMENTATION.pad} "
                 f"pixels, horizontal flip, RandAugment ({layers} operation of "
                 f"magnitude {magnitude}, pixels times {pixel_scale:.3f}), mixup "
-                f"{AUGMENTATION.mixup} or "
-                f"CutMix {AUGMENTATION.cutmix} by batch, {options.dtype}; the "
+                f"{AUGMENTATION.mixup} or CutMix {AUGMENTATION.cutmix} by batch, "
+                f"{options.dtype}; the "
                 "averaged weights after the last epoch, none chosen by the test "
                 "images." + (f" {options.remark}" if options.remark else "")
             ),

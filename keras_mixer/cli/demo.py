@@ -209,7 +209,7 @@ def _finetune(
     from keras_mixer.cli.demo_curve import Curve
 
     model.set_weights(weights)
-    for variable in model.optimizer.variables:
+    for variable in model.optimizer.variables:  # its momentum and its count of steps
         variable.assign(np.zeros(variable.shape))
     curve = Curve(interval=max(1, len(train[0]) // BATCH_SIZE // 5))
     model.fit(
