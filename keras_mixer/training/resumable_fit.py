@@ -21,7 +21,7 @@ from keras_mixer import data
 from keras_mixer.distribution import SingleDevice
 from keras_mixer.training.averages import averaged_weights, inner_optimizer
 from keras_mixer.training.checkpoint_intervals import CheckpointIntervals
-from keras_mixer.training.distillation import with_teacher
+from keras_mixer.training.distillation import DistillationLoss, with_teacher
 from keras_mixer.training.log import Numbers, TrainingLog, keras_history
 from keras_mixer.training.processes import agreed
 from keras_mixer.training.progress import Progress
@@ -42,7 +42,7 @@ from keras_mixer.training.run_settings import (
 )
 from keras_mixer.training.sharpness import Sharpness
 from keras_mixer.training.sharpness_step import sharpness_of
-from keras_mixer.training.teacher import Teacher
+from keras_mixer.training.teacher import Teacher, open_teacher
 from keras_mixer.training.trackers import Tracker, trackers
 
 
@@ -92,6 +92,7 @@ def fit(
     *,
     options: RunOptions,
     augmentation: data.Augmentation | None = None,
+    teacher: Any = None,
     distribution: Any = None,
     callbacks: Sequence[keras.callbacks.Callback] = (),
 ) -> keras.callbacks.History:
@@ -110,6 +111,8 @@ def fit(
         options: Where to, how long, how often.
         augmentation: What happens to the training images; `None` for
             `data.Augmentation()`.
+        teacher: A model or an exported file to learn from, too, as in `pretrain`. The
+            loss must be a `DistillationLoss`, the accuracy a `LabelAccuracy`.
         distribution: What `distribution.start` returned; `None` for one device.
         callbacks: Keras callbacks, called as in `model.fit`. One epoch is one
             checkpoint interval, and the numbers of epochs go on in a run that is
@@ -132,15 +135,62 @@ def fit(
         ValueError: If an argument is out of range, or the checkpoints to go on from are
             of a run with other arguments.
     """
+    compilation = Compilation(
+        model.optimizer, model.loss, lambda: None, sharpness_of(model)
+    )
+    devices = distribution or SingleDevice()
+    if teacher is not None and not isinstance(model.loss, DistillationLoss):
+        raise ValueError(
+            "`teacher` needs a model compiled with `loss=training.DistillationLoss("
+            f"...)`. Received: loss={model.loss!r}"
+        )
+    opened = teacher_of_run(
+        teacher,
+        model,
+        train,
+        options=options,
+        devices=devices,
+        accumulation=compilation.accumulation,
+    )
     return run(
         model,
-        RunData(train, validation, augmentation or data.Augmentation()),
-        compilation=Compilation(
-            model.optimizer, model.loss, lambda: None, sharpness_of(model)
-        ),
+        RunData(train, validation, augmentation or data.Augmentation(), opened),
+        compilation=compilation,
         options=options,
-        devices=distribution or SingleDevice(),
+        devices=devices,
         callbacks=callbacks,
+    )
+
+
+def teacher_of_run(
+    teacher: Any,
+    model: keras.Model,
+    train: data.Source,
+    *,
+    options: RunOptions,
+    devices: Any,
+    accumulation: int,
+) -> Teacher | None:
+    """Return the opened teacher of a run, `None` if there is none.
+
+    Args:
+        teacher: As in `fit`.
+        model: The model that learns.
+        train: The `data.Source` whose classes both have.
+        options: Of the run.
+        devices: What `distribution.start` returned.
+        accumulation: Batches of one optimizer step.
+    """
+    if teacher is None:
+        return None
+    batches = accumulation * devices.shard[1]
+    return open_teacher(
+        teacher,
+        model,
+        train.label_names,
+        devices=devices,
+        batch_size=max(options.batch_size // batches, 1),
+        deterministic=options.deterministic,
     )
 
 

@@ -33,11 +33,15 @@ from keras_mixer.training.optimizers import (
     finetune_optimizer,
     pretrain_optimizer,
 )
-from keras_mixer.training.resumable_fit import Compilation, RunData, run
+from keras_mixer.training.resumable_fit import (
+    Compilation,
+    RunData,
+    run,
+    teacher_of_run,
+)
 from keras_mixer.training.run_options import RunOptions
 from keras_mixer.training.sharpness import Rho, Sharpness, check_sam
 from keras_mixer.training.sharpness_step import set_sam
-from keras_mixer.training.teacher import open_teacher
 
 Loss = Literal["softmax", "sigmoid"]
 _Record = TypeVar("_Record")
@@ -435,7 +439,6 @@ def _run(
     loss = _loss(objective)
     sharpness = _sharpness(objective, learning_rates)
     metric: type[keras.metrics.Metric] = keras.metrics.CategoricalAccuracy
-    teacher = None
     if distillation.teacher is not None:
         loss = DistillationLoss(
             loss,
@@ -443,15 +446,14 @@ def _run(
             distillation.distillation_temperature,
         )
         metric = LabelAccuracy
-        batches = objective.accumulation_steps * devices.shard[1]
-        teacher = open_teacher(
-            distillation.teacher,
-            model,
-            train.label_names,
-            devices=devices,
-            batch_size=max(options.batch_size // batches, 1),
-            deterministic=options.deterministic,
-        )
+    teacher = teacher_of_run(
+        distillation.teacher,
+        model,
+        train,
+        options=options,
+        devices=devices,
+        accumulation=objective.accumulation_steps,
+    )
     with devices.scope():  # or a TensorFlow strategy refuses it
         optimizer = make_optimizer(
             accumulation_steps=objective.accumulation_steps,

@@ -293,6 +293,65 @@ def test_steps_are_those_of_the_loss_on_both_targets(tmp_path):
         np.testing.assert_allclose(one, other, atol=2e-6)
 
 
+def compiled_student(loss):
+    keras.utils.set_random_seed(1)
+    student = drawn_mixer()
+    student.compile(
+        optimizer=training.finetune_optimizer(total_steps=4, warmup_steps=1),
+        loss=loss,
+        metrics=[LabelAccuracy("accuracy")],
+    )
+    return student
+
+
+def test_fit_with_an_optimizer_of_ones_own_makes_the_steps_of_the_recipe(tmp_path):
+    teacher, source = teacher_model(), drawn_source()
+    keras.utils.set_random_seed(1)
+    by_recipe = drawn_mixer()
+    training.finetune(
+        by_recipe,
+        source,
+        source,
+        output_dir=tmp_path / "recipe",
+        total_steps=4,
+        warmup_steps=1,
+        batch_size=8,
+        crop="pad",
+        mixup=0.3,
+        seed=7,
+        teacher=teacher,
+        distillation_temperature=2.0,
+        quiet=True,
+    )
+    student = compiled_student(DistillationLoss(CROSSENTROPY, 0.5, 2.0))
+    training.fit(
+        student,
+        source,
+        source,
+        options=training.RunOptions(
+            output_dir=tmp_path / "own", total_steps=4, batch_size=8, seed=7, quiet=True
+        ),
+        augmentation=data.Augmentation(mixup=0.3),
+        teacher=teacher,
+    )
+    for one, other in zip(by_recipe.get_weights(), student.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.backend_free
+def test_fit_takes_a_teacher_with_its_loss_alone(tmp_path):
+    with pytest.raises(ValueError, match=r"DistillationLoss\(\.\.\.\).*loss=<"):
+        training.fit(
+            compiled_student(CROSSENTROPY),
+            drawn_source(),
+            options=training.RunOptions(
+                output_dir=tmp_path / "run", total_steps=4, batch_size=8
+            ),
+            teacher=teacher_model(),
+        )
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_run_goes_on_exactly_and_holds_no_weight_of_the_teacher(tmp_path):
     teacher = teacher_model()
     finetune(tmp_path / "whole", teacher)
