@@ -33,7 +33,7 @@ _ROUNDS = 3
 
 @dataclass(frozen=True)
 class ExportedModel:
-    """The function of an exported file: `outputs = model(images)`.
+    """The function of an exported file: `outputs = model(images)`, in any thread.
 
     Attributes:
         path: The file, or the folder of a SavedModel.

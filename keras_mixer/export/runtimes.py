@@ -6,6 +6,7 @@ function from images to outputs, both NumPy arrays, that runs on the CPU.
 
 import os
 import tempfile
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -131,7 +132,7 @@ def load_openvino(path: Path, precision: str | None = None) -> Run:
         hint = "f32"
     settings = {"INFERENCE_PRECISION_HINT": hint}
     compiled = core.compile_model(network, "CPU", settings)
-    return lambda images: compiled(images)[0]
+    return _one_at_a_time(lambda images: compiled(images)[0])
 
 
 @dataclass(frozen=True)
@@ -225,7 +226,7 @@ def load_litert(path: Path) -> Run:
         interpreter.invoke()
         return interpreter.get_tensor(outputs["index"])
 
-    return run
+    return _one_at_a_time(run)
 
 
 def write_torch(job: Job, path: Path) -> None:
@@ -248,6 +249,17 @@ def load_torch(path: Path) -> Run:
             return module(torch.from_numpy(images)).numpy()
 
     return run
+
+
+def _one_at_a_time(run: Run) -> Run:
+    """Let threads wait for each other: OpenVINO refuses them, LiteRT mixes them up."""
+    lock = threading.Lock()
+
+    def locked(images: Images) -> Images:
+        with lock:
+            return run(images)
+
+    return locked
 
 
 def _import_openvino() -> ModuleType:

@@ -105,7 +105,7 @@ def export(
             be written in the format, or the file computes something else; then nothing
             is left of it.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     name = _chosen_format(path, format)
     _check_possible(name)
     _check_precision(name, precision, int8=calibration_images is not None)

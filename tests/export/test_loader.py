@@ -1,3 +1,5 @@
+from concurrent.futures import ThreadPoolExecutor
+
 import keras
 import numpy as np
 import oracle
@@ -59,6 +61,21 @@ def test_a_file_is_a_function_again(format, tmp_path):
         assert difference < tolerance * np.linalg.norm(expected)
     with pytest.raises(ValueError, match=r"shape=\(32, 24, 3\).*`images\[None\]`"):
         loaded(pixels[0])
+
+
+@pytest.mark.parametrize("format", FILES)
+def test_threads_may_share_a_function(format, tmp_path):
+    name, package, _ = FILES[format]
+    pytest.importorskip(package)
+    model = drawn_model(classifier_activation=None)
+    export(model, tmp_path / name)
+    loaded = load(tmp_path / name)
+    pixels = preprocess(list(photos()), model)
+    batches = [pixels[:1], pixels[1:], pixels] * 20
+    with ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(loaded, batches))
+    for images, outputs in zip(batches, together, strict=True):
+        np.testing.assert_allclose(outputs, loaded(images), rtol=1e-5, atol=1e-6)
 
 
 @pytest.fixture
