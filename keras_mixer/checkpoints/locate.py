@@ -102,7 +102,8 @@ def in_folder(folder: object) -> Fetch:
     Raises:
         FileNotFoundError: If there is no such folder.
     """
-    name, folder = str(folder), Path(str(folder))
+    name = os.path.expanduser(str(folder))
+    folder = Path(name)
     if not os.path.isdir(name):  # `Path("")` is the working directory
         raise FileNotFoundError(
             f"There is no folder {name!r}. A repository on the Hub is hf://owner/name."

@@ -86,6 +86,7 @@ def read_model(
         OSError: If the source cannot be read (`FileNotFoundError` if there is none).
         ValueError: If it is damaged, not a Mixer, or does not fit the arguments.
     """
+    source = os.path.expanduser(source)
     name = str(source)
     overrides = Overrides(input_shape, approximate_gelu, value_range)
     if name.endswith(WEIGHT_ENDINGS):
@@ -126,6 +127,7 @@ def write_model(
         ValueError: If this package does not write files of that ending, or the model
             cannot be written to one.
     """
+    target = os.path.expanduser(target)
     check_target(target, overwrite=overwrite)
     with atomic_replace(target) as path:
         _WRITERS.get(_ending(target) or "", write_repository)(model, path)
@@ -158,6 +160,7 @@ def write_folder(
         OSError: If it cannot be written.
         ValueError: If the model cannot be published, or nobody could read it.
     """
+    folder = os.path.expanduser(folder)
     _check_folder(Path(folder), overwrite)
     with atomic_replace(folder) as path:
         write_repository(

@@ -113,6 +113,7 @@ def verify(
     """
     if isinstance(source, keras.Model):
         return _verify(source, f"The model {source.name!r}", None, same_as)
+    source = os.path.expanduser(source)
     path = Path(source)
     if os.path.isdir(source):  # `Path("")` is the working directory
         with _check("checksums", str(source)):

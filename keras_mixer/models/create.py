@@ -147,6 +147,8 @@ def _find(
     """Return the source of `weights`, downloaded if need be."""
     if weights is None:
         return _Source(None, input_shape)
+    if isinstance(weights, str | Path):
+        weights = os.path.expanduser(weights)
     numbers = parse_variant(variant)
     own_shape = numbers.image_shape
     if str(weights).endswith(WEIGHT_ENDINGS):

@@ -73,6 +73,17 @@ def test_a_relative_path_and_an_empty_folder_will_do(model, tmp_path, monkeypatc
     assert read_model("empty").config == model.config
 
 
+@pytest.mark.backend_free
+@pytest.mark.parametrize("name", ["model.npz", "model.keras", "folder"])
+def test_the_home_folder_may_be_a_tilde(model, name, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    write_model(model, f"~/{name}")
+    assert (tmp_path / name).exists()
+    arguments = reading_arguments(model, name)
+    assert read_model(f"~/{name}", **arguments).count_params() == model.count_params()
+
+
 def test_square_images_and_the_head_come_from_the_file(tmp_path):
     model = drawn_model(input_shape=(32, 32, 4), num_classes=0)
     write_model(model, tmp_path / "model.npz")
