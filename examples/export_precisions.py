@@ -3,12 +3,12 @@
     KERAS_BACKEND=torch python examples/export_precisions.py
 
     file             top-1  difference  images/s
-    float32.onnx     80.2%     4.8e-07
-    float16.onnx     80.2%     2.3e-04
-    int8.onnx        80.2%     2.6e-02
-    float32.xml      80.2%     3.2e-07
-    bfloat16.xml     80.3%     4.5e-03
-    int8.xml         80.5%     2.7e-02
+    float32.onnx     84.5%     2.3e-07
+    float16.onnx     84.5%     1.7e-04
+    int8.onnx        84.5%     1.9e-02
+    float32.xml      84.5%     2.6e-07
+    bfloat16.xml     84.5%     2.5e-03
+    int8.xml         84.7%     2.3e-02
 
 That was on the first 1,000 test images of CIFAR-10, on two cores of an AMD EPYC with
 bfloat16 units, with OpenVINO 2026.4.1 and ONNX Runtime 1.32.0, 2026-11-28. For
