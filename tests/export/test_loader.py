@@ -42,13 +42,19 @@ def logits(model, images):
     )[1]
 
 
-@pytest.mark.parametrize("format", FILES)
-def test_a_file_is_a_function_again(format, tmp_path):
-    name, package, precision = FILES[format]
+def exported(format, folder):
+    """A drawn model, and the function of its file."""
+    name, package, _ = FILES[format]
     pytest.importorskip(package)
     model = drawn_model(classifier_activation=None)
-    export(model, tmp_path / name)
-    loaded = load(tmp_path / name)
+    export(model, folder / name)
+    return model, load(folder / name)
+
+
+@pytest.mark.parametrize("format", FILES)
+def test_a_file_is_a_function_again(format, tmp_path):
+    model, loaded = exported(format, tmp_path)
+    precision = FILES[format][2]
     assert loaded.format == format
     assert precision is None or loaded.precision == precision
     pixels = preprocess(list(photos()), model)
@@ -65,11 +71,7 @@ def test_a_file_is_a_function_again(format, tmp_path):
 
 @pytest.mark.parametrize("format", FILES)
 def test_threads_may_share_a_function(format, tmp_path):
-    name, package, _ = FILES[format]
-    pytest.importorskip(package)
-    model = drawn_model(classifier_activation=None)
-    export(model, tmp_path / name)
-    loaded = load(tmp_path / name)
+    model, loaded = exported(format, tmp_path)
     pixels = preprocess(list(photos()), model)
     batches = [pixels[:1], pixels[1:], pixels] * 20
     with ThreadPoolExecutor(8) as pool:
