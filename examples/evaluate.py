@@ -7,7 +7,7 @@
     dog: 76.5% found
     bird: 79.7% found
 
-That was on two shared CPU cores in 40 s, with Keras 3.15.1 and TensorFlow 2.21.0,
+That was on two shared CPU cores in 40 s, with Keras 3.15.1 and TensorFlow 2.20.0,
 2026-11-28. The command `keras-mixer evaluate` prints the whole table.
 """
 

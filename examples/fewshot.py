@@ -11,7 +11,7 @@ three draws of the examples. A second run takes the features from `--cache-dir`.
        10  82.89%  82.68%  82.90%
        25  83.92%  84.09%  84.19%
 
-That was on two shared CPU cores in 141 s with Keras 3.15.1 and TensorFlow 2.21.0,
+That was on two shared CPU cores in 141 s with Keras 3.15.1 and TensorFlow 2.20.0,
 2026-11-28. The checkpoint was trained on 48,000 labels of the same images, so this
 shows the mechanism, not transfer; `--data` takes other data sets.
 """

@@ -3,7 +3,7 @@
     KERAS_BACKEND=tensorflow python examples/higher_resolution.py 48 interpolate
 
 Prints "48 interpolate: 59.6% before, 83.4% after" (85.5 % at 32 x 32) after 2.5 minutes
-on two busy CPU cores with Keras 3.15.1 and TensorFlow 2.21.0, 2026-11-28.
+on two busy CPU cores with Keras 3.15.1 and TensorFlow 2.20.0, 2026-11-28.
 """
 
 import argparse

@@ -9,7 +9,7 @@ new zero head. The checkpoint was trained on the same images: this shows the mec
     lora:    99,594 weights trained, 78.15%
      all: 1,132,170 weights trained, 76.45%
 
-Two busy CPU cores, 5 minutes; Keras 3.15.1, TensorFlow 2.21.0, 2026-11-28.
+Two busy CPU cores, 5 minutes; Keras 3.15.1, TensorFlow 2.20.0, 2026-11-28.
 """
 
 import argparse
