@@ -122,11 +122,11 @@ def run(output_dir: str | Path, *, epochs: int = EPOCHS) -> Mapping[str, float]:
     # One model is trained from both starts, so that its step is compiled once.
     model = MixerTi4(num_classes=10, name="digits")
     pretrained = MixerTi4(weights="cifar10", num_classes=0)
-    *_, kernel, bias = from_scratch = model.get_weights()
+    from_scratch = model.get_weights()
     starts = {
         "from scratch": from_scratch,
         # A new head, as the paper's: the other ten classes say nothing of digits.
-        "pretrained": [*pretrained.get_weights(), kernel, bias],
+        "pretrained": [*pretrained.get_weights(), *from_scratch[-2:]],
     }
     print(f"MixerTi4: {model.count_params():,} parameters")
     train, test = load_digits(model)

@@ -86,11 +86,10 @@ def read_model(
         OSError: If the source cannot be read (`FileNotFoundError` if there is none).
         ValueError: If it is damaged, not a Mixer, or does not fit the arguments.
     """
-    source = os.path.expanduser(source)
-    name = str(source)
+    name = os.path.expanduser(source)
     overrides = Overrides(input_shape, approximate_gelu, value_range)
     if name.endswith(WEIGHT_ENDINGS):
-        return _read_weight_file(source, overrides)
+        return _read_weight_file(name, overrides)
     given = [f"{k}={v}" for k, v in overrides._asdict().items() if v is not None]
     if given:
         raise ValueError(
@@ -99,13 +98,13 @@ def read_model(
             "Leave them out."
         )
     if name.endswith(".keras"):
-        return read_keras(Path(source))
+        return read_keras(Path(name))
     if Path(name).is_file():
         raise ValueError(
             "`source` must be a folder of a published model, hf://owner/name, or end "
             f"in {', '.join((*WEIGHT_ENDINGS, '.keras'))}. Received: {name!r}"
         )
-    return from_pretrained(source)
+    return from_pretrained(name)
 
 
 def write_model(
@@ -207,9 +206,7 @@ def reading_arguments(
     return arguments
 
 
-def _read_weight_file(
-    source: str | os.PathLike[str], overrides: Overrides
-) -> keras.Model:
+def _read_weight_file(source: str, overrides: Overrides) -> keras.Model:
     input_shape, value_range = overrides.input_shape, overrides.value_range
     sizes: dict[str, Any] = {**describe_shapes(read_shapes(source)[0])}
     num_patches, channels = sizes.pop("num_patches"), sizes.pop("channels")

@@ -147,12 +147,10 @@ def _find(
     """Return the source of `weights`, downloaded if need be."""
     if weights is None:
         return _Source(None, input_shape)
-    if isinstance(weights, str | Path):
-        weights = os.path.expanduser(weights)
     numbers = parse_variant(variant)
     own_shape = numbers.image_shape
     if str(weights).endswith(WEIGHT_ENDINGS):
-        path = Path(weights)
+        path = Path(weights).expanduser()
         if input_shape != own_shape:
             # The token MLPs tell which of the two sizes the file is for.
             of_file = describe_shapes(read_shapes(path)[0])["num_patches"]
@@ -165,7 +163,8 @@ def _find(
         return _Source(path, own_shape)
     names = [checkpoint.name for checkpoint in list_checkpoints(variant)]
     if str(weights).startswith("hf://") or (
-        str(weights) not in names and os.path.isdir(str(weights))  # '' is none
+        str(weights) not in names
+        and os.path.isdir(os.path.expanduser(str(weights)))  # '' is none
     ):
         entry, path = locate(weights)
         return _Source(

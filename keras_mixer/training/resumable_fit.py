@@ -54,13 +54,13 @@ class RunData:
         train: The `data.Source` to train on.
         validation: The `data.Source` to measure on, or `None`.
         augmentation: What happens to the training images.
-        teacher: The model to learn from, too; its logits stand beside the labels.
+        teacher: The model or exported file to learn from, too, or `None`.
     """
 
     train: data.Source
     validation: data.Source | None = None
     augmentation: data.Augmentation = data.Augmentation()
-    teacher: Teacher | None = None
+    teacher: Any = None
 
 
 @dataclass(frozen=True)
@@ -135,62 +135,20 @@ def fit(
         ValueError: If an argument is out of range, or the checkpoints to go on from are
             of a run with other arguments.
     """
-    compilation = Compilation(
-        model.optimizer, model.loss, lambda: None, sharpness_of(model)
-    )
-    devices = distribution or SingleDevice()
     if teacher is not None and not isinstance(model.loss, DistillationLoss):
         raise ValueError(
             "`teacher` needs a model compiled with `loss=training.DistillationLoss("
             f"...)`. Received: loss={model.loss!r}"
         )
-    opened = teacher_of_run(
-        teacher,
-        model,
-        train,
-        options=options,
-        devices=devices,
-        accumulation=compilation.accumulation,
-    )
     return run(
         model,
-        RunData(train, validation, augmentation or data.Augmentation(), opened),
-        compilation=compilation,
+        RunData(train, validation, augmentation or data.Augmentation(), teacher),
+        compilation=Compilation(
+            model.optimizer, model.loss, lambda: None, sharpness_of(model)
+        ),
         options=options,
-        devices=devices,
+        devices=distribution or SingleDevice(),
         callbacks=callbacks,
-    )
-
-
-def teacher_of_run(
-    teacher: Any,
-    model: keras.Model,
-    train: data.Source,
-    *,
-    options: RunOptions,
-    devices: Any,
-    accumulation: int,
-) -> Teacher | None:
-    """Return the opened teacher of a run, `None` if there is none.
-
-    Args:
-        teacher: As in `fit`.
-        model: The model that learns.
-        train: The `data.Source` whose classes both have.
-        options: Of the run.
-        devices: What `distribution.start` returned.
-        accumulation: Batches of one optimizer step.
-    """
-    if teacher is None:
-        return None
-    batches = accumulation * devices.shard[1]
-    return open_teacher(
-        teacher,
-        model,
-        train.label_names,
-        devices=devices,
-        batch_size=max(options.batch_size // batches, 1),
-        deterministic=options.deterministic,
     )
 
 
@@ -215,7 +173,8 @@ def run(
     """
     accumulation = compilation.accumulation
     _check(run_data, options, accumulation, devices, callbacks)
-    _streams(model, run_data, options, devices, accumulation)
+    teacher = _opened_teacher(model, run_data, options, devices, accumulation)
+    _streams(model, run_data, teacher, options, devices, accumulation)
     found_trackers = trackers(options) if devices.is_chief else []
     settings = run_settings(
         model,
@@ -226,7 +185,7 @@ def run(
         optimizer=compilation.optimizer,
         loss=compilation.loss,
         sharpness=compilation.sharpness,
-        teacher=run_data.teacher.fingerprint if run_data.teacher else None,
+        teacher=teacher.fingerprint if teacher else None,
     )
     checkpoints = Checkpoints(options.folder / "checkpoints", keep=options.keep)
     with contextlib.ExitStack() as stack:
@@ -255,6 +214,7 @@ def run(
             _train(
                 model,
                 run_data,
+                teacher,
                 intervals=partial(
                     CheckpointIntervals,
                     checkpoints=checkpoints,
@@ -298,9 +258,29 @@ def _check(
             )
 
 
+def _opened_teacher(
+    model: keras.Model,
+    run_data: RunData,
+    options: RunOptions,
+    devices: Any,
+    accumulation: int,
+) -> Teacher | None:
+    if run_data.teacher is None:
+        return None
+    return open_teacher(
+        run_data.teacher,
+        model,
+        run_data.train.label_names,
+        devices=devices,
+        batch_size=options.batch_size // (accumulation * devices.shard[1]),
+        deterministic=options.deterministic,
+    )
+
+
 def _streams(
     model: keras.Model,
     run_data: RunData,
+    teacher: Teacher | None,
     options: RunOptions,
     devices: Any,
     accumulation: int,
@@ -320,8 +300,8 @@ def _streams(
         first_step=first_step * accumulation,
         **common,
     )
-    if run_data.teacher:
-        training = with_teacher(training, run_data.teacher)
+    if teacher:
+        training = with_teacher(training, teacher)
     if run_data.validation is None:
         return training, None
     measured = data.evaluation_batches(
@@ -380,6 +360,7 @@ def _history(checkpoint: Checkpoint | None, log: TrainingLog) -> list[Numbers]:
 def _train(
     model: keras.Model,
     run_data: RunData,
+    teacher: Teacher | None,
     *,
     intervals: Callable[..., CheckpointIntervals],
     options: RunOptions,
@@ -391,7 +372,7 @@ def _train(
     if first_step >= options.total_steps:
         return
     batches, measured = _streams(
-        model, run_data, options, devices, accumulation, first_step
+        model, run_data, teacher, options, devices, accumulation, first_step
     )
     with Progress(
         total_steps=options.total_steps * accumulation,

@@ -33,12 +33,7 @@ from keras_mixer.training.optimizers import (
     finetune_optimizer,
     pretrain_optimizer,
 )
-from keras_mixer.training.resumable_fit import (
-    Compilation,
-    RunData,
-    run,
-    teacher_of_run,
-)
+from keras_mixer.training.resumable_fit import Compilation, RunData, run
 from keras_mixer.training.run_options import RunOptions
 from keras_mixer.training.sharpness import Rho, Sharpness, check_sam
 from keras_mixer.training.sharpness_step import set_sam
@@ -446,14 +441,6 @@ def _run(
             distillation.distillation_temperature,
         )
         metric = LabelAccuracy
-    teacher = teacher_of_run(
-        distillation.teacher,
-        model,
-        train,
-        options=options,
-        devices=devices,
-        accumulation=objective.accumulation_steps,
-    )
     with devices.scope():  # or a TensorFlow strategy refuses it
         optimizer = make_optimizer(
             accumulation_steps=objective.accumulation_steps,
@@ -473,7 +460,7 @@ def _run(
 
     return run(
         model,
-        RunData(train, validation, augmentation, teacher),
+        RunData(train, validation, augmentation, distillation.teacher),
         compilation=Compilation(optimizer, loss, make, sharpness),
         options=options,
         devices=devices,
