@@ -3,6 +3,16 @@
 from pathlib import Path
 
 _CPUINFO = Path("/proc/cpuinfo")
+# One of these flags is there where the processor multiplies numbers of the dtype.
+_UNITS = {
+    "bfloat16": {"amx_bf16", "avx512_bf16"},
+    "float16": {"amx_fp16", "avx512_fp16"},
+}
+
+
+def multiplies(dtype: str) -> bool:
+    """Return whether the processor has units for products in a 16-bit dtype."""
+    return dtype in _UNITS and not _UNITS[dtype].isdisjoint(cpu_field("flags").split())
 
 
 def cpu_field(name: str) -> str:

@@ -29,3 +29,20 @@ def test_the_first_processor_counts(name, value, tmp_path, monkeypatch):
 def test_nothing_on_other_systems(tmp_path, monkeypatch):
     monkeypatch.setattr(processor, "_CPUINFO", tmp_path / "absent")
     assert processor.cpu_field("flags") == ""
+
+
+@pytest.mark.parametrize(
+    ("flags", "dtypes"),
+    [
+        ("fpu avx512_bf16", {"bfloat16"}),
+        ("amx_bf16 amx_fp16", {"bfloat16", "float16"}),
+        ("avx512_fp16", {"float16"}),
+        ("avx2 avx512f amx_int8", set()),
+    ],
+)
+def test_dtypes_that_it_multiplies(flags, dtypes, tmp_path, monkeypatch):
+    path = tmp_path / "cpuinfo"
+    path.write_text(f"flags\t: {flags}\n")
+    monkeypatch.setattr(processor, "_CPUINFO", path)
+    for dtype in ("float32", "bfloat16", "float16"):
+        assert processor.multiplies(dtype) == (dtype in dtypes)

@@ -14,6 +14,7 @@ from keras_mixer.layers.mixer import (
     zero_kernels,
 )
 from keras_mixer.layers.nesting import inner_layers, nested_layers, path_below_model
+from keras_mixer.layers.tensorflow_products import is_onednns
 from keras_mixer.layers.torch_products import for_compiler, is_for_compiler
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "for_compiler",
     "inner_layers",
     "is_for_compiler",
+    "is_onednns",
     "nested_layers",
     "path_below_model",
     "zero_kernels",

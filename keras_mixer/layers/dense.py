@@ -6,7 +6,8 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_mixer.layers.torch_products import GeluForm, fits, linear
+from keras_mixer.layers import tensorflow_products, torch_products
+from keras_mixer.layers.torch_products import GeluForm
 
 
 @keras.saving.register_keras_serializable("keras_mixer")
@@ -40,14 +41,20 @@ class Dense(keras.layers.Dense):
         training: bool | None = None,
         gelu: GeluForm | None = None,
     ) -> keras.KerasTensor:
-        # With `gelu`, where `torch_products.can_fuse` said so, there is no activation.
-        if keras.config.backend() != "torch":
-            return super().call(inputs, training)
+        # With `gelu`, where a `can_fuse` said so, there is no activation.
+        products: Any
+        match keras.config.backend():
+            case "torch":
+                products = torch_products
+            case "tensorflow" if not training:  # nothing is joined for a gradient
+                products = tensorflow_products
+            case _:
+                return super().call(inputs, training)
         kernel = ops.convert_to_tensor(self.kernel)
-        if not fits(inputs, kernel):
+        if not products.fits(inputs, kernel):
             return super().call(inputs, training)
         bias = None if self.bias is None else ops.convert_to_tensor(self.bias)
-        outputs = linear(inputs, kernel, bias, gelu)
+        outputs = products.linear(inputs, kernel, bias, gelu)
         return outputs if self.activation is None else self.activation(outputs)
 
     def quantize(

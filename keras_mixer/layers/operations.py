@@ -11,11 +11,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_mixer.layers.torch_products import (
-    can_fuse,
-    compiled_gelu,
-    is_for_compiler,
-)
+from keras_mixer.layers import tensorflow_products, torch_products
 
 
 def dense(layer: keras.layers.Dense, x: keras.KerasTensor) -> keras.KerasTensor:
@@ -52,11 +48,22 @@ def dense_gelu(
 ) -> keras.KerasTensor:
     """Return `gelu(layer(x))`, of a `Dense` of this package.
 
-    On torch's CPUs one operation, where no gradient is asked for.
+    On torch's and TensorFlow's CPUs one operation, where no gradient is asked for.
     """
-    if keras.config.backend() == "torch" and can_fuse(layer, x):
+    if _can_fuse(layer, x, training):
         return layer(x, gelu="tanh" if approximate else "none")
     return gelu(dense(layer, x), approximate, training)
+
+
+def _can_fuse(
+    layer: keras.layers.Dense, x: keras.KerasTensor, training: bool | None
+) -> bool:
+    match keras.config.backend():
+        case "torch":
+            return torch_products.can_fuse(layer, x)
+        case "tensorflow":
+            return not _on_gpu() and tensorflow_products.can_fuse(layer, x, training)
+    return False
 
 
 def gelu(
@@ -68,8 +75,8 @@ def gelu(
     In training Phi is computed again for the gradient there, from `x` alone: a quarter
     of all activations need not be kept. Elsewhere neither saves time.
     """
-    if is_for_compiler() and approximate and x.device.type == "cpu":
-        return compiled_gelu(x)
+    if torch_products.is_for_compiler() and approximate and x.device.type == "cpu":
+        return torch_products.compiled_gelu(x)
     if keras.config.backend() == "torch" or not _on_gpu():
         return ops.gelu(x, approximate=approximate)
     function = _tanh_gelu if approximate else partial(ops.gelu, approximate=False)
@@ -84,13 +91,12 @@ def _tanh_gelu(x: Any) -> Any:
 class LayerNorm(keras.layers.LayerNormalization):
     """`gamma (x - mean) / sqrt(variance + epsilon) + beta` over the channels.
 
-    Keras's layer, but on JAX, and on TensorFlow's GPUs, with the statistics of the
-    official code, in one pass: `variance = mean(x^2) - mean(x)^2`.
+    Keras's layer, but on JAX, and on TensorFlow on GPUs and without XLA, with the
+    statistics of the official code, in one pass: `variance = mean(x^2) - mean(x)^2`.
     """
 
     def call(self, x: keras.KerasTensor) -> keras.KerasTensor:
-        backend = keras.config.backend()
-        if backend == "torch" or (backend == "tensorflow" and not _on_gpu()):
+        if not self._in_one_pass():
             return super().call(x)
         x = ops.cast(x, keras.backend.result_type(x.dtype, "float32"))
         # Before the mean: XLA orders the gradient's sums by it, and on CPUs the other
@@ -101,6 +107,15 @@ class LayerNorm(keras.layers.LayerNormalization):
         variance = ops.maximum(variance, 0)  # rounding can make it negative
         x = (x - mean) * (ops.rsqrt(variance + self.epsilon) * self.gamma) + self.beta
         return ops.cast(x, self.compute_dtype)
+
+    def _in_one_pass(self) -> bool:
+        match keras.config.backend():
+            case "torch":
+                return False
+            case "tensorflow":
+                by_onednn = tensorflow_products.is_onednns(self.compute_dtype)
+                return _on_gpu() or by_onednn
+        return True
 
 
 def _on_gpu() -> bool:

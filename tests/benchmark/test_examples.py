@@ -10,6 +10,7 @@ import pytest
 from golden import golden_arrays, golden_model, load_golden
 
 from keras_mixer.benchmark.records import Case
+from keras_mixer.processor import multiplies
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "benchmark"
 
@@ -79,9 +80,19 @@ def test_an_exported_contender_runs(name):
 
     case = Case("Ti/4", batch_size=2, image_size=8)
     images = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), "uint8")
+    keras.utils.set_random_seed(0)
     logits = contender(name, case, images, np.array([1, 2]))()
     assert logits.shape == (2, 1000)
     assert not np.allclose(logits[0], logits[1])
+    half = replace(case, dtype="mixed_bfloat16")
+    if name == "ours-openvino" and multiplies("bfloat16"):
+        keras.utils.set_random_seed(0)
+        found = contender(name, half, images, np.array([1, 2]))()
+        np.testing.assert_allclose(found, logits, atol=0.05)
+        assert not np.array_equal(found, logits)
+    elif name != "ours-openvino":
+        with pytest.raises(ValueError, match="float32 model"):
+            contender(name, half, images, np.array([1, 2]))
     with pytest.raises(ValueError, match="inference"):
         contender(name, replace(case, training=True), images, np.array([1, 2]))
 

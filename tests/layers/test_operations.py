@@ -6,18 +6,24 @@ import oracle
 import pytest
 from drawn import drawn_model
 
-from keras_mixer.layers import operations
+from keras_mixer.layers import operations, tensorflow_products
+from keras_mixer.layers.dense import Dense
 from keras_mixer.layers.mixer import TokenMixing
 from keras_mixer.training.adaptation import set_remat
 
 BACKEND = keras.config.backend()
 
 
-@pytest.fixture(params=[False, True], ids=["elsewhere", "gpu"])
+@pytest.fixture(params=["elsewhere", "gpu", "onednn"])
 def on_gpu(request, monkeypatch):
-    """Both forms; those for GPUs compute the same on any device."""
-    monkeypatch.setattr(operations, "_on_gpu", lambda: request.param)
-    return request.param
+    """All forms; they compute the same on any device."""
+    if request.param == "onednn" and BACKEND != "tensorflow":
+        pytest.skip("TensorFlow's alone")
+    monkeypatch.setattr(operations, "_on_gpu", lambda: request.param == "gpu")
+    monkeypatch.setattr(
+        tensorflow_products, "multiplies", lambda _: request.param == "onednn"
+    )
+    return request.param == "gpu"
 
 
 def drawn(*shape, seed=0):
@@ -116,6 +122,43 @@ def gradient_of(function, x):
     value = function(tensor)
     value.sum().backward()
     return value.detach().numpy(), tensor.grad.numpy()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
+@pytest.mark.parametrize("approximate", [False, True])
+@pytest.mark.parametrize("training", [False, True])
+def test_dense_gelu_is_product_bias_and_gelu(dtype, approximate, training, on_gpu):
+    layer = Dense(24, dtype=dtype)
+    layer.build((None, 5, 16))
+    layer.set_weights([0.3 * drawn(16, 24, seed=1), drawn(24, seed=2)])
+    x = keras.ops.cast(drawn(2, 5, 16), layer.compute_dtype)
+    kernel, bias = (
+        to_numpy(keras.ops.cast(w, layer.compute_dtype)).astype("float64")
+        for w in layer.weights
+    )
+    product = to_numpy(x).astype("float64") @ kernel + bias
+    found = to_numpy(operations.dense_gelu(layer, x, approximate, training))
+    atol = 2e-6 if dtype == "float32" else 0.03
+    np.testing.assert_allclose(found, oracle.gelu(product, approximate), atol=atol)
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="TensorFlow's graph optimizer")
+def test_nothing_stands_between_product_bias_and_gelu():
+    import tensorflow as tf
+
+    layer = Dense(24)
+    layer.build((None, 5, 16))
+
+    @tf.function(input_signature=[tf.TensorSpec((None, 5, 16))])
+    def compute(x):
+        return operations.dense_gelu(layer, x, approximate=True, training=False)
+
+    graph = compute.get_concrete_function().graph
+    (product,) = (op for op in graph.get_operations() if op.type == "MatMul")
+    (bias,) = product.outputs[0].consumers()
+    assert bias.type == "BiasAdd"
+    gelu = {op.type for op in bias.outputs[0].consumers()}
+    assert gelu == {"Mul", "Pow", "AddV2"}, "the pattern that it looks for"
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e-4, 300.0])

@@ -3,6 +3,7 @@ import warnings
 import keras
 import pytest
 
+from keras_mixer.layers import tensorflow_products
 from keras_mixer.models import half_precision, mlp_mixer
 
 BACKEND = keras.config.backend()
@@ -31,17 +32,28 @@ def test_float32_warns_of_nothing(tiny, tiny_images):
 
 
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="XLA by choice")
-@pytest.mark.parametrize("dtype", ["mixed_bfloat16", "mixed_float16"])
-def test_half_precision_is_onednns_where_the_processor_has_amx(
-    tiny, dtype, monkeypatch
-):
+def test_bfloat16_is_onednns_where_the_processor_has_units_for_it(tiny, monkeypatch):
     import tensorflow as tf
 
-    monkeypatch.setattr(half_precision, "has_amx", lambda: False)
-    assert mlp_mixer(**tiny, dtype=dtype).jit_compile
-    monkeypatch.setattr(half_precision, "has_amx", lambda: True)
-    assert not mlp_mixer(**tiny, dtype=dtype).jit_compile
-    assert mlp_mixer(**tiny).jit_compile
+    def uses_xla(dtype):
+        return mlp_mixer(**tiny, dtype=dtype).jit_compile
+
+    monkeypatch.setattr(tensorflow_products, "multiplies", lambda _: False)
+    assert uses_xla("mixed_bfloat16")
+    monkeypatch.setattr(
+        tensorflow_products, "multiplies", lambda dtype: dtype == "bfloat16"
+    )
+    assert not uses_xla("mixed_bfloat16")
+    assert uses_xla("mixed_float16")
+    assert uses_xla("float32")
     gpu = tf.config.PhysicalDevice("/physical_device:GPU:0", "GPU")
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda *_: [gpu])
-    assert mlp_mixer(**tiny, dtype=dtype).jit_compile
+    assert uses_xla("mixed_bfloat16")
+
+
+@pytest.mark.parametrize("has_units", [False, True])
+def test_the_fastest_dtype(has_units, monkeypatch):
+    for module in (half_precision, tensorflow_products):
+        monkeypatch.setattr(module, "multiplies", lambda _: has_units)
+    half = has_units and BACKEND != "jax"
+    assert half_precision.fastest_dtype() == ("mixed_bfloat16" if half else "float32")
