@@ -112,7 +112,7 @@ def run(output_dir: str | Path, *, epochs: int = EPOCHS) -> Mapping[str, float]:
     import numpy as np
 
     from keras_mixer import visualize
-    from keras_mixer.models import MixerTi4, fastest_dtype
+    from keras_mixer.models import MixerTi4
 
     output_dir = Path(output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
@@ -120,8 +120,7 @@ def run(output_dir: str | Path, *, epochs: int = EPOCHS) -> Mapping[str, float]:
     print(f"Keras {keras.version()} on {keras.config.backend()}")
 
     # One model is trained from both starts, so that its step is compiled once.
-    dtype = fastest_dtype()
-    model = MixerTi4(num_classes=10, name="digits", dtype=dtype)
+    model = MixerTi4(num_classes=10, name="digits")
     pretrained = MixerTi4(weights="cifar10", num_classes=0)
     from_scratch = model.get_weights()
     starts = {
@@ -129,7 +128,7 @@ def run(output_dir: str | Path, *, epochs: int = EPOCHS) -> Mapping[str, float]:
         # A new head, as the paper's: the other ten classes say nothing of digits.
         "pretrained": [*pretrained.get_weights(), *from_scratch[-2:]],
     }
-    print(f"MixerTi4: {model.count_params():,} parameters, {dtype}")
+    print(f"MixerTi4: {model.count_params():,} parameters")
     train, test = load_digits(model)
     print(f"Handwritten digits: {len(train[0])} to train, {len(test[0])} to test\n")
 

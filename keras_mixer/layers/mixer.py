@@ -187,8 +187,14 @@ class _MLP(LayerOfLayers):
         self, x: keras.KerasTensor, training: bool | None = None
     ) -> keras.KerasTensor:
         x = dense_gelu(self.dense_0, x, self.approximate_gelu, training)
-        x = self.dropout(x, training=training)
-        return self.dropout(dense(self.dense_1, x), training=training)
+        x = self._dropped(x, training)
+        return self._dropped(dense(self.dense_1, x), training)
+
+    def _dropped(
+        self, x: keras.KerasTensor, training: bool | None
+    ) -> keras.KerasTensor:
+        # On torch even the call of a layer that does nothing takes time.
+        return self.dropout(x, training=training) if self.dropout_rate else x
 
     def compute_output_shape(
         self, input_shape: tuple[int | None, ...]
@@ -387,9 +393,13 @@ class MixerBlock(LayerOfLayers):
 
     def _mix(self, x: keras.KerasTensor, training: bool | None) -> keras.KerasTensor:
         y = self.token_mixing(self.norm_0(x), training=training)
-        x = x + self.stochastic_depth(y, training=training)
+        x = x + self._kept(y, training)
         y = self.channel_mixing(self.norm_1(x), training=training)
-        return x + self.stochastic_depth(y, training=training)
+        return x + self._kept(y, training)
+
+    def _kept(self, y: keras.KerasTensor, training: bool | None) -> keras.KerasTensor:
+        depth = self.stochastic_depth
+        return depth(y, training=training) if self.stochastic_depth_rate else y
 
     def compute_output_shape(
         self, input_shape: tuple[int | None, ...]

@@ -20,7 +20,6 @@ from keras_mixer.models.family import (
     list_models,
 )
 from keras_mixer.models.find_mixer import FoundMixer, find_mixer, stems_of
-from keras_mixer.models.half_precision import fastest_dtype
 from keras_mixer.models.images import decode_predictions, preprocess
 from keras_mixer.models.mixer import (
     MLPMixer,
@@ -58,7 +57,6 @@ __all__ = [
     "check_mixer",
     "create",
     "decode_predictions",
-    "fastest_dtype",
     "find_mixer",
     "list_models",
     "load_weights",

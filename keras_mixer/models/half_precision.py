@@ -5,7 +5,6 @@ import warnings
 import keras
 
 from keras_mixer.layers import is_onednns
-from keras_mixer.processor import multiplies
 
 HALF = ("bfloat16", "float16")
 _warned: set[str] = set()
@@ -15,22 +14,6 @@ def loses_onednn(model: keras.Model) -> bool:
     """Return whether TensorFlow would lose fast 16-bit products with XLA here."""
     dtype = _half(model)
     return dtype is not None and is_onednns(dtype)
-
-
-def fastest_dtype() -> str:
-    """Return the dtype policy in which this machine's CPU computes a Mixer fastest.
-
-    `"mixed_bfloat16"` on torch and TensorFlow where the processor has units for it,
-    else `"float32"`.
-    """
-    match keras.config.backend():
-        case "tensorflow":
-            half = is_onednns("bfloat16")
-        case "torch":
-            half = multiplies("bfloat16")
-        case _:
-            half = False
-    return "mixed_bfloat16" if half else "float32"
 
 
 def warn_where_slow(model: keras.Model) -> None:

@@ -49,11 +49,3 @@ def test_bfloat16_is_onednns_where_the_processor_has_units_for_it(tiny, monkeypa
     gpu = tf.config.PhysicalDevice("/physical_device:GPU:0", "GPU")
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda *_: [gpu])
     assert uses_xla("mixed_bfloat16")
-
-
-@pytest.mark.parametrize("has_units", [False, True])
-def test_the_fastest_dtype(has_units, monkeypatch):
-    for module in (half_precision, tensorflow_products):
-        monkeypatch.setattr(module, "multiplies", lambda _: has_units)
-    half = has_units and BACKEND != "jax"
-    assert half_precision.fastest_dtype() == ("mixed_bfloat16" if half else "float32")
