@@ -1,5 +1,6 @@
 """What Linux says of the processor."""
 
+from functools import cache
 from pathlib import Path
 
 _CPUINFO = Path("/proc/cpuinfo")
@@ -10,6 +11,7 @@ _UNITS = {
 }
 
 
+@cache  # layers ask at every call
 def multiplies(dtype: str) -> bool:
     """Return whether the processor has units for products in a 16-bit dtype."""
     return dtype in _UNITS and not _UNITS[dtype].isdisjoint(cpu_field("flags").split())

@@ -46,7 +46,8 @@ class Dense(keras.layers.Dense):
         match keras.config.backend():
             case "torch":
                 products = torch_products
-            case "tensorflow" if not training:  # nothing is joined for a gradient
+            # Nothing is joined for a gradient; a GELU that was asked for is made.
+            case "tensorflow" if gelu or not training:
                 products = tensorflow_products
             case _:
                 return super().call(inputs, training)

@@ -142,6 +142,18 @@ def test_dense_gelu_is_product_bias_and_gelu(dtype, approximate, training, on_gp
     np.testing.assert_allclose(found, oracle.gelu(product, approximate), atol=atol)
 
 
+def test_a_frozen_mlp_in_a_training_step_keeps_its_gelu(on_gpu):
+    class Frozen(keras.layers.Layer):
+        def call(self, x, training=None):
+            return mixing(x, training=False)
+
+    mixing = TokenMixing(12)
+    mixing.build((None, 5, 16))
+    x = drawn(2, 5, 16)
+    expected = to_numpy(mixing(x, training=False))
+    np.testing.assert_allclose(to_numpy(Frozen()(x, training=True)), expected, 1e-5)
+
+
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="TensorFlow's graph optimizer")
 def test_nothing_stands_between_product_bias_and_gelu():
     import tensorflow as tf
