@@ -15,6 +15,12 @@ PACKAGE = Path(__file__).parents[1] / "keras_mixer"
 # (file of this package, private name) -> where it is looked for: a module and the
 # object in it, or a function that makes an object that must have it.
 TABLE = {
+    ("layers/inner_calls.py", "_backward_hooks"): lambda: keras.layers.Dense(1),
+    ("layers/inner_calls.py", "_backward_pre_hooks"): lambda: keras.layers.Dense(1),
+    ("layers/inner_calls.py", "_forward_hooks"): lambda: keras.layers.Dense(1),
+    ("layers/inner_calls.py", "_forward_pre_hooks"): lambda: keras.layers.Dense(1),
+    ("layers/inner_calls.py", "_has_any_global_hook"): "torch.nn.modules.module",
+    ("layers/inner_calls.py", "_remat_mode"): lambda: keras.layers.Dense(1),
     ("layers/torch_products.py", "_linear_pointwise"): lambda: mkldnn(),
     ("layers/torch_products.py", "_is_mkldnn_bf16_supported"): lambda: mkldnn(),
     ("layers/torch_products.py", "_is_mkldnn_fp16_supported"): lambda: mkldnn(),
@@ -52,8 +58,9 @@ def test_the_name_is_there(place):
     where = TABLE[place]
     if name == "_distribute_strategy" and keras.config.backend() != "tensorflow":
         pytest.skip("TensorFlow's alone")
+    torchs = ("layers/inner_calls.py", "layers/torch_products.py")
     if (
-        file == "layers/torch_products.py" or name == "_use_torch_compile"
+        file in torchs or name == "_use_torch_compile"
     ) and keras.config.backend() != "torch":
         pytest.skip("torch's alone")
     owner = importlib.import_module(where) if isinstance(where, str) else where()

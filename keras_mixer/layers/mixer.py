@@ -23,6 +23,7 @@ from keras import ops
 from keras_mixer.checks import check_dim, check_image_shape, check_rate
 from keras_mixer.layers.dense import Dense
 from keras_mixer.layers.dropout import Dropout
+from keras_mixer.layers.inner_calls import call_inner
 from keras_mixer.layers.inner_state import LayerOfLayers, dense_arguments
 from keras_mixer.layers.nesting import path_below_model
 from keras_mixer.layers.operations import LayerNorm, dense, dense_gelu
@@ -186,9 +187,9 @@ class _MLP(LayerOfLayers):
     def call(
         self, x: keras.KerasTensor, training: bool | None = None
     ) -> keras.KerasTensor:
-        x = dense_gelu(self.dense_0, x, self.approximate_gelu, training)
+        x = dense_gelu(self.dense_0, x, self.approximate_gelu, training, self)
         x = self._dropped(x, training)
-        return self._dropped(dense(self.dense_1, x), training)
+        return self._dropped(dense(self.dense_1, x, self), training)
 
     def _dropped(
         self, x: keras.KerasTensor, training: bool | None
@@ -392,9 +393,12 @@ class MixerBlock(LayerOfLayers):
         return [v for v in self.variables if id(v) not in weights]
 
     def _mix(self, x: keras.KerasTensor, training: bool | None) -> keras.KerasTensor:
-        y = self.token_mixing(self.norm_0(x), training=training)
+        outer = None if self.remat else self  # the second computation is not in a call
+        y = call_inner(self.norm_0, x, outer)
+        y = call_inner(self.token_mixing, y, outer, training=training)
         x = x + self._kept(y, training)
-        y = self.channel_mixing(self.norm_1(x), training=training)
+        y = call_inner(self.norm_1, x, outer)
+        y = call_inner(self.channel_mixing, y, outer, training=training)
         return x + self._kept(y, training)
 
     def _kept(self, y: keras.KerasTensor, training: bool | None) -> keras.KerasTensor:

@@ -12,9 +12,14 @@ import keras
 from keras import ops
 
 from keras_mixer.layers import tensorflow_products, torch_products
+from keras_mixer.layers.inner_calls import call_inner
 
 
-def dense(layer: keras.layers.Dense, x: keras.KerasTensor) -> keras.KerasTensor:
+def dense(
+    layer: keras.layers.Dense,
+    x: keras.KerasTensor,
+    outer: keras.layers.Layer | None = None,
+) -> keras.KerasTensor:
     """Return `layer(x)`, `x kernel + bias` along the last axis.
 
     On GPUs the tensor cores want sizes of 16-bit products in multiples of 8; 49 and 196
@@ -25,6 +30,7 @@ def dense(layer: keras.layers.Dense, x: keras.KerasTensor) -> keras.KerasTensor:
     Args:
         layer: A built `keras.layers.Dense` with a bias and without an activation.
         x: `(batch, n, kernel rows)`.
+        outer: The layer that calls it, if one does; see `call_inner`.
 
     Returns:
         `(batch, n, layer.units)`.
@@ -33,7 +39,7 @@ def dense(layer: keras.layers.Dense, x: keras.KerasTensor) -> keras.KerasTensor:
     rows, columns = -x.shape[-1] % 8, -layer.units % 8
     half = keras.backend.standardize_dtype(x.dtype) in ("bfloat16", "float16")
     if not (rows or columns) or not half or layer.quantization_mode or not _on_gpu():
-        return layer(x)
+        return call_inner(layer, x, outer)
     x = ops.pad(x, [[0, 0], [0, 0], [0, rows]])
     kernel = ops.pad(layer.kernel, [[0, rows], [0, columns]])
     bias = ops.pad(layer.bias, [[0, columns]])
@@ -45,14 +51,16 @@ def dense_gelu(
     x: keras.KerasTensor,
     approximate: bool,
     training: bool | None,
+    outer: keras.layers.Layer | None = None,
 ) -> keras.KerasTensor:
     """Return `gelu(layer(x))`, of a `Dense` of this package.
 
     On torch's and TensorFlow's CPUs one operation, where no gradient is asked for.
     """
     if _can_fuse(layer, x, training):
-        return layer(x, gelu="tanh" if approximate else "none")
-    return gelu(dense(layer, x), approximate, training)
+        form = "tanh" if approximate else "none"
+        return call_inner(layer, x, outer, gelu=form)
+    return gelu(dense(layer, x, outer), approximate, training)
 
 
 def _can_fuse(
@@ -92,10 +100,13 @@ class LayerNorm(keras.layers.LayerNormalization):
     """`gamma (x - mean) / sqrt(variance + epsilon) + beta` over the channels.
 
     Keras's layer, but on JAX, and on TensorFlow on GPUs and without XLA, with the
-    statistics of the official code, in one pass: `variance = mean(x^2) - mean(x)^2`.
+    statistics of the official code, in one pass: `variance = mean(x^2) - mean(x)^2`. On
+    torch's CPUs numbers of 16 bits are read and written as such.
     """
 
     def call(self, x: keras.KerasTensor) -> keras.KerasTensor:
+        if keras.config.backend() == "torch" and self._reads_half(x):
+            return self._with_wide_weights(x)
         if not self._in_one_pass():
             return super().call(x)
         x = ops.cast(x, keras.backend.result_type(x.dtype, "float32"))
@@ -107,6 +118,21 @@ class LayerNorm(keras.layers.LayerNormalization):
         variance = ops.maximum(variance, 0)  # rounding can make it negative
         x = (x - mean) * (ops.rsqrt(variance + self.epsilon) * self.gamma) + self.beta
         return ops.cast(x, self.compute_dtype)
+
+    def _reads_half(self, x: Any) -> bool:
+        import torch
+
+        half = {torch.bfloat16: "bfloat16", torch.float16: "float16"}
+        is_half = half.get(x.dtype) == self.compute_dtype
+        return is_half and torch_products.is_inference_on_cpu(x)
+
+    def _with_wide_weights(self, x: Any) -> Any:
+        # torch's CPU code reads 16 bits, and computes in the float32 of gamma and beta.
+        # Not for training: it would sum the gradient of gamma in 16 bits.
+        import torch
+
+        gamma, beta = self.gamma.value, self.beta.value
+        return torch.nn.functional.layer_norm(x, gamma.shape, gamma, beta, self.epsilon)
 
     def _in_one_pass(self) -> bool:
         match keras.config.backend():

@@ -66,19 +66,31 @@ def fits(x: Any, kernel: Any) -> bool:
     return x.dtype.is_floating_point
 
 
-def can_fuse(layer: keras.layers.Dense, x: Any) -> bool:
-    """Return whether oneDNN can make the GELU part of this layer's product.
+def is_inference_on_cpu(x: Any) -> bool:
+    """Return whether torch's CPU code alone computes with `x`, and no gradient.
 
-    It has no gradient, and compilers and exporters must see the usual operations.
+    Compilers and exporters must see the usual operations.
     """
     import torch
 
     return (
         type(x) is torch.Tensor
         and x.device.type == "cpu"
-        and x.ndim == 3
         and not torch.is_grad_enabled()
         and not (torch.compiler.is_compiling() or torch.jit.is_tracing())
+    )
+
+
+def can_fuse(layer: keras.layers.Dense, x: Any) -> bool:
+    """Return whether oneDNN can make the GELU part of this layer's product.
+
+    It has no gradient.
+    """
+    import torch
+
+    return (
+        is_inference_on_cpu(x)
+        and x.ndim == 3
         and layer.quantization_mode is None
         and not layer._forward_hooks  # they get the product itself
         and x.dtype in (torch.float32, torch.bfloat16, torch.float16)

@@ -4,12 +4,14 @@ Source: `optax`, as `vit_jax/train.py` and `big_vision/optax.py` use it.
 """
 
 import re
+from collections.abc import Iterable
 from typing import Any
 
 import keras
 from keras import ops
 
 from keras_mixer.layers import path_below_model
+from keras_mixer.training import torch_updates
 
 
 class _Optimizer(keras.optimizers.Optimizer):
@@ -76,14 +78,33 @@ class _Optimizer(keras.optimizers.Optimizer):
                     index = self._get_variable_index(variable)
                     self.assign(self.averages[index], variable)
 
-    def _clip_gradients(self, grads: list[keras.KerasTensor]) -> list[Any]:
+    def _clip_gradients(self, grads: list[keras.KerasTensor]) -> Iterable[Any]:
         # A model in bfloat16 has a head in float32: TensorFlow adds no squares of two
         # dtypes, and a sum in bfloat16 would have three digits.
         wide = [None if g is None else ops.cast(g, "float32") for g in grads]
-        return [
-            None if grad is None else ops.cast(clipped, grad.dtype)
-            for grad, clipped in zip(grads, super()._clip_gradients(wide), strict=True)
-        ]
+        on_torch = keras.config.backend() == "torch"
+        if self.global_clipnorm and on_torch:
+            clipped = torch_updates.clipped(wide, self.global_clipnorm)
+        else:
+            clipped = super()._clip_gradients(wide)
+        narrow = (
+            None if grad is None else ops.cast(new, grad.dtype)
+            for grad, new in zip(grads, clipped, strict=True)
+        )
+        # On torch one at a time: an update finds its gradient in the caches.
+        return narrow if on_torch else list(narrow)
+
+    def stateless_apply(
+        self,
+        optimizer_variables: list[Any],
+        grads: list[Any],
+        trainable_variables: list[Any],
+    ) -> tuple[list[Any], list[Any]]:
+        """Return the trained weights and the optimizer's variables after one step."""
+        if keras.config.backend() == "torch":  # a step there is made in place
+            optimizer_variables = [ops.copy(value) for value in optimizer_variables]
+            trainable_variables = [ops.copy(value) for value in trainable_variables]
+        return super().stateless_apply(optimizer_variables, grads, trainable_variables)
 
     def _average(self, index: int, variable: keras.Variable) -> None:
         """Move the average of a weight, after the step that changed the weight.
@@ -96,7 +117,10 @@ class _Optimizer(keras.optimizers.Optimizer):
         average = self.averages[index]
         kept = ops.where(ops.equal(self.iterations, 0), 0.0, self.ema_momentum)
         kept = ops.cast(kept, average.dtype)
-        self.assign(average, kept * average + (1 - kept) * variable)
+        if keras.config.backend() == "torch":
+            torch_updates.move_average(average.value, variable.value, kept)
+        else:
+            self.assign(average, kept * average + (1 - kept) * variable)
 
     def finalize_variable_values(self, var_list: list[keras.Variable]) -> None:
         if self.averages:
@@ -168,10 +192,19 @@ class MomentumSGD(_Optimizer):
         index = self._get_variable_index(variable)
         trace = self.traces[index]
         gradient = ops.cast(gradient, variable.dtype)
-        new = gradient + ops.cast(self.momentum, variable.dtype) * trace
-        self.assign(trace, new)
         rate = ops.cast(learning_rate * self._rate_factors[index], variable.dtype)
-        self.assign_sub(variable, rate * new)
+        if keras.config.backend() == "torch":
+            torch_updates.momentum_sgd(
+                variable.value,
+                trace.value,
+                gradient,
+                rate,
+                momentum=self.momentum,
+            )
+        else:
+            new = gradient + ops.cast(self.momentum, variable.dtype) * trace
+            self.assign(trace, new)
+            self.assign_sub(variable, rate * new)
         self._average(index, variable)
 
     def get_config(self) -> dict[str, Any]:
@@ -253,20 +286,35 @@ class KernelAdamW(_Optimizer):
         mean, square = self.means[index], self.squares[index]
         dtype = variable.dtype
         gradient = ops.cast(gradient, dtype)
-        t = ops.cast(self.iterations + 1, dtype)
-
-        m = self.beta_1 * mean + (1 - self.beta_1) * gradient
-        v = self.beta_2 * square + (1 - self.beta_2) * ops.square(gradient)
-        self.assign(mean, m)
-        self.assign(square, v)
-
-        m = m / (1 - ops.power(ops.cast(self.beta_1, dtype), t))
-        v = v / (1 - ops.power(ops.cast(self.beta_2, dtype), t))
-        step = m / (ops.sqrt(v) + self.epsilon)
-        if self._decays[index]:
-            step = step + self._decays[index] * variable
         rate = ops.cast(learning_rate * self._rate_factors[index], dtype)
-        self.assign_sub(variable, rate * step)
+        if keras.config.backend() == "torch":
+            torch_updates.kernel_adamw(
+                variable.value,
+                mean.value,
+                square.value,
+                gradient,
+                rate,
+                ops.convert_to_tensor(self.iterations) + 1,
+                betas=(self.beta_1, self.beta_2),
+                epsilon=self.epsilon,
+                decay=self._decays[index],
+            )
+        else:
+            # 1 - beta^t. In bfloat16 a beta of 0.999 would be 1.
+            wide = keras.backend.result_type(dtype, "float32")
+            t = ops.cast(self.iterations + 1, wide)
+            correction_1, correction_2 = (
+                ops.cast(1 - ops.power(ops.cast(beta, wide), t), dtype)
+                for beta in (self.beta_1, self.beta_2)
+            )
+            m = self.beta_1 * mean + (1 - self.beta_1) * gradient
+            v = self.beta_2 * square + (1 - self.beta_2) * ops.square(gradient)
+            self.assign(mean, m)
+            self.assign(square, v)
+            step = m / correction_1 / (ops.sqrt(v / correction_2) + self.epsilon)
+            if self._decays[index]:
+                step = step + self._decays[index] * variable
+            self.assign_sub(variable, rate * step)
         self._average(index, variable)
 
     def get_config(self) -> dict[str, Any]:

@@ -78,6 +78,37 @@ def test_gradients_are_those_of_the_product_and_the_gelu():
     np.testing.assert_allclose(found.numpy(), x.grad.numpy(), atol=2e-6)
 
 
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize("dtype", ["mixed_bfloat16", "mixed_float16", "bfloat16"])
+def test_layer_norm_rounds_once_and_its_gradients_are_sums_in_float32(dtype, grad):
+    layer = operations.LayerNorm(epsilon=1e-6, dtype=dtype)
+    layer.build((None, 5, 16))
+    layer.set_weights([drawn(16, seed=1), drawn(16, seed=2)])
+    x = keras.ops.cast(3 * drawn(512, 5, 16) + 2, layer.compute_dtype)
+    wide = [layer.gamma.value.detach().double(), layer.beta.value.detach().double()]
+    wide = [weight.requires_grad_() for weight in wide]
+    expected = torch.nn.functional.layer_norm(x.double(), (16,), *wide, 1e-6)
+    with torch.set_grad_enabled(grad):
+        found = layer(x)
+    assert found.dtype == x.dtype
+    error = (found.double() - expected).abs().max()
+    assert error < ROUNDING[layer.compute_dtype]
+    if not grad or dtype == "bfloat16":  # whose gradients are in bfloat16
+        return
+    found.backward(found.detach())
+    expected.backward(found.detach().double())
+    for weight, exact_weight in zip(layer.weights, wide, strict=True):
+        difference = (weight.value.grad - exact_weight.grad).abs().max()
+        assert difference < 1e-3 * exact_weight.grad.abs().max()
+
+
+def test_layer_norm_of_another_dtype_than_its_input_is_that_of_keras():
+    layer = operations.LayerNorm(epsilon=1e-6)
+    x = torch.tensor(drawn(2, 5, 16)).bfloat16()
+    with torch.no_grad():
+        assert layer(x).dtype == torch.float32
+
+
 def test_lora_is_added_to_the_kernel():
     layer = dense()
     layer.enable_lora(2)

@@ -283,6 +283,46 @@ def test_gradients_of_two_dtypes_are_clipped_by_one_norm(rule):
     np.testing.assert_allclose(second, [0.0, 0.8], rtol=1e-6)
 
 
+@pytest.mark.skipif(
+    keras.config.backend() == "tensorflow", reason="Keras has no stateless step there"
+)
+@pytest.mark.parametrize("rule", [MomentumSGD, KernelAdamW])
+def test_a_step_leaves_the_arrays_that_it_was_given(rule):
+    weight = keras.Variable([1.0, 2.0], name="kernel")
+    optimizer = rule(0.1, global_clipnorm=0.5, use_ema=True)
+    optimizer.build([weight])
+    values = [keras.ops.copy(v) for v in optimizer.variables]
+    gradient = keras.ops.convert_to_tensor([3.0, -4.0])
+    start = keras.ops.convert_to_tensor([1.0, 2.0])
+    before = [numpy(value).copy() for value in (*values, gradient, start)]
+    after, _ = optimizer.stateless_apply(values, [gradient], [start])
+    for value, expected in zip((*values, gradient, start), before, strict=True):
+        np.testing.assert_array_equal(numpy(value), expected)
+    optimizer.apply([gradient], [weight])
+    np.testing.assert_array_equal(numpy(gradient), before[-2])
+    np.testing.assert_allclose(numpy(after[0]), numpy(weight), rtol=1e-6)
+    assert abs(numpy(weight) - [1.0, 2.0]).min() > 0.01
+
+
+@pytest.mark.parametrize("value", [np.inf, np.nan])
+@pytest.mark.parametrize("rule", [MomentumSGD, KernelAdamW])
+def test_a_gradient_that_is_not_finite_does_not_go_unnoticed(rule, value):
+    weights = [keras.Variable([1.0, 2.0], name=name) for name in ("kernel", "bias")]
+    gradients = [keras.ops.convert_to_tensor(g) for g in ([1.0, value], [1.0, 1.0])]
+    rule(0.1, global_clipnorm=1.0).apply(gradients, weights)
+    assert all(np.isnan(numpy(weight)).all() for weight in weights)
+
+
+@pytest.mark.parametrize("rule", [MomentumSGD, KernelAdamW])
+def test_weights_in_bfloat16_are_trained(rule):
+    """The first step of AdamW has the length of the learning rate, in any dtype."""
+    weight = keras.Variable([1.0, 2.0], dtype="bfloat16", name="bias")
+    gradient = keras.ops.cast([1.0, -1.0], "bfloat16")
+    rule(0.25).apply([gradient], [weight])
+    found = numpy(keras.ops.cast(weight, "float32"))
+    np.testing.assert_allclose(found, [0.75, 2.25], rtol=0.01)
+
+
 def test_a_weight_without_gradient_is_its_own_average():
     optimizer = MomentumSGD(0.1, use_ema=True, ema_momentum=0.5)
     variables = [keras.Variable([1.0], name="a"), keras.Variable([7.0], name="b")]
