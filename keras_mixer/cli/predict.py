@@ -181,7 +181,7 @@ def _results(
     pictures = _pictures(options, model, failed)
     for batch in _chunks(pictures, _BATCH):
         pixels = np.stack([picture.pixels for picture in batch])
-        scores = model.predict(pixels, batch_size=_BATCH, verbose=0)
+        scores = _scores(model, pixels, only_batch=len(options.files) <= _BATCH)
         found = decode_predictions(scores, labels, top=options.top)
         for result in map(_Result, batch, found):
             yield result
@@ -192,6 +192,20 @@ def _results(
                 page = []
     if page:
         _draw(options, page, next(pages))
+
+
+def _scores(
+    model: "MLPMixer", pixels: "NDArray[np.float32]", only_batch: bool
+) -> "NDArray[np.float32]":
+    """Return the model's outputs, on TensorFlow without compiling for a single batch.
+
+    XLA takes seconds for a program, and one batch of it saves less.
+    """
+    import keras
+
+    if only_batch and keras.config.backend() == "tensorflow":
+        return keras.ops.convert_to_numpy(model(pixels, training=False))
+    return model.predict(pixels, batch_size=_BATCH, verbose=0)
 
 
 def _pictures(
