@@ -40,8 +40,9 @@ def exact(layer, x, approximate):
 @pytest.mark.parametrize("approximate", [True, False])
 @pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16", "mixed_float16"])
 @pytest.mark.parametrize("swapped", [False, True])
-def test_gelu_is_a_part_of_the_product(approximate, dtype, swapped):
-    layer = dense(dtype)
+@pytest.mark.parametrize("columns", [24, 32])
+def test_gelu_is_a_part_of_the_product(approximate, dtype, swapped, columns):
+    layer = dense(dtype, columns=columns)
     x = keras.ops.cast(drawn(2, 7, 12), layer.compute_dtype)
     if swapped:
         x = x.mT.contiguous().mT
