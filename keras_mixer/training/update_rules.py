@@ -83,7 +83,7 @@ class _Optimizer(keras.optimizers.Optimizer):
         # dtypes, and a sum in bfloat16 would have three digits.
         wide = [None if g is None else ops.cast(g, "float32") for g in grads]
         on_torch = keras.config.backend() == "torch"
-        if self.global_clipnorm and on_torch:
+        if on_torch and (self.global_clipnorm or 0) > 0:
             clipped = torch_updates.clipped(wide, self.global_clipnorm)
         else:
             clipped = super()._clip_gradients(wide)
