@@ -70,3 +70,13 @@ class Dropout(keras.layers.Layer):
         self, input_shape: tuple[int | None, ...]
     ) -> tuple[int | None, ...]:
         return input_shape
+
+
+def dropped(
+    layer: Dropout, x: keras.KerasTensor, training: bool | None
+) -> keras.KerasTensor:
+    """Return `layer(x)`, without a call where the rate is 0.
+
+    On torch even the call of a layer that does nothing takes time.
+    """
+    return layer(x, training=training) if layer.rate else x

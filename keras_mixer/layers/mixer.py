@@ -22,7 +22,7 @@ from keras import ops
 
 from keras_mixer.checks import check_dim, check_image_shape, check_rate
 from keras_mixer.layers.dense import Dense
-from keras_mixer.layers.dropout import Dropout
+from keras_mixer.layers.dropout import Dropout, dropped
 from keras_mixer.layers.inner_calls import call_inner
 from keras_mixer.layers.inner_state import LayerOfLayers, dense_arguments
 from keras_mixer.layers.nesting import path_below_model
@@ -188,14 +188,8 @@ class _MLP(LayerOfLayers):
         self, x: keras.KerasTensor, training: bool | None = None
     ) -> keras.KerasTensor:
         x = dense_gelu(self.dense_0, x, self.approximate_gelu, training, self)
-        x = self._dropped(x, training)
-        return self._dropped(dense(self.dense_1, x, self), training)
-
-    def _dropped(
-        self, x: keras.KerasTensor, training: bool | None
-    ) -> keras.KerasTensor:
-        # On torch even the call of a layer that does nothing takes time.
-        return self.dropout(x, training=training) if self.dropout_rate else x
+        x = dropped(self.dropout, x, training)
+        return dropped(self.dropout, dense(self.dense_1, x, self), training)
 
     def compute_output_shape(
         self, input_shape: tuple[int | None, ...]
@@ -396,14 +390,10 @@ class MixerBlock(LayerOfLayers):
         outer = None if self.remat else self  # the second computation is not in a call
         y = call_inner(self.norm_0, x, outer)
         y = call_inner(self.token_mixing, y, outer, training=training)
-        x = x + self._kept(y, training)
+        x = x + dropped(self.stochastic_depth, y, training)
         y = call_inner(self.norm_1, x, outer)
         y = call_inner(self.channel_mixing, y, outer, training=training)
-        return x + self._kept(y, training)
-
-    def _kept(self, y: keras.KerasTensor, training: bool | None) -> keras.KerasTensor:
-        depth = self.stochastic_depth
-        return depth(y, training=training) if self.stochastic_depth_rate else y
+        return x + dropped(self.stochastic_depth, y, training)
 
     def compute_output_shape(
         self, input_shape: tuple[int | None, ...]
